@@ -1,0 +1,64 @@
+"""Network maps to faces: which cells hold one, and the camera pose each of them means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from img2pose_edge import geometry
+
+Array = Any
+
+SIZE_UNIT = 2.0
+"""Apparent size, in strides per face unit, that log size 0 means."""
+
+
+def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
+    """Raw outputs of cells to local poses (numpy or torch).
+
+    Args:
+        maps: (N, 9) centre offset (du, dv) in strides, log apparent size, rotation in 6D.
+        cells: (N, 2) column and row of each cell in its map.
+        strides: (N,) pixels per cell.
+
+    Returns:
+        centre (N, 2) in pixels, apparent size (N,) in pixels per face unit, local rotation (N, 3, 3).
+    """
+    xp = geometry.namespace(maps)
+    center = (cells + 0.5 + maps[:, :2]) * strides[:, None]
+    size = strides * (SIZE_UNIT * xp.exp(xp.clip(maps[:, 2], -4, 4)))
+    return center, size, geometry.sixd_to_matrix(maps[:, 3:])
+
+
+def candidates(
+    scores: Sequence[np.ndarray], poses: Sequence[np.ndarray], strides: Sequence[int], threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Local poses of the cells whose score reaches ``threshold``, best first.
+
+    Args:
+        scores: per stride, (1, 1, H/s, W/s) logits.
+        poses: per stride, (1, 9, H/s, W/s).
+        strides: pixels per cell.
+        threshold: probability.
+
+    Returns:
+        scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
+    """
+    logit = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(np.inf, threshold - 0.5)
+    logits, maps, cells, steps = [], [], [], []
+    for score, pose, stride in zip(scores, poses, strides, strict=True):
+        flat = score.reshape(-1)
+        kept = np.flatnonzero(flat >= logit)
+        logits.append(flat[kept])
+        maps.append(pose.reshape(pose.shape[1], -1)[:, kept].T)
+        width = score.shape[-1]
+        cells.append(np.stack([kept % width, kept // width], axis=1))
+        steps.append(np.full(len(kept), stride))
+    logit_rows = np.concatenate(logits).astype(np.float64)
+    order = np.argsort(-logit_rows, kind="stable")
+    probability = 1 / (1 + np.exp(-logit_rows[order]))
+    rows = np.concatenate(maps)[order].astype(np.float64)
+    local = cells_to_local(rows, np.concatenate(cells)[order], np.concatenate(steps)[order])
+    return probability, *local

@@ -1,0 +1,194 @@
+"""The whole runtime on one page: preprocess, engine, decode, NMS, faces."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from img2pose_edge import geometry
+from img2pose_edge.decode import candidates
+from img2pose_edge.engines import Engine, load_engine
+from img2pose_edge.face import Face
+from img2pose_edge.manifest import Model, find_model
+from img2pose_edge.nms import non_maximum_suppression
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.preprocess import letterbox, load_image
+
+MAX_CANDIDATES = 2000
+"""Cells that go into NMS at most: the best ones (a picture holds hundreds of faces, not thousands)."""
+
+
+class PoseDetector:
+    """Finds every face of an image with its 6DoF pose. Safe to share between threads.
+
+    The model is read at the first picture, not before.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        engine: str = "auto",
+        input_size: int | None = None,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
+        threads: int | None = None,
+        intrinsics: Any = None,
+    ) -> None:
+        """
+        Args:
+            model: name of a bundled model, or path of a model with its manifest beside it.
+            engine: ``auto``, ``onnxruntime`` or ``openvino``.
+            input_size: longest side, in pixels, at which the network sees the image (larger images are
+                shrunk, smaller ones keep their size); default the model's own.
+            score_threshold: least score of a face, 0 to 1; default the model's own.
+            nms_iou: overlap above which two faces are one, 0 to 1; default the model's own.
+            threads: of the engine; default its own choice.
+            intrinsics: (3, 3) camera matrix; default ``geometry.default_intrinsics`` of each image.
+
+        Raises:
+            ValueError: naming the option that is wrong, or the model that does not fit its manifest.
+            FileNotFoundError: if the model is missing.
+            ImportError: if the engine is not installed (at the first picture).
+        """
+        self.model: Model = find_model(model)
+        self.engine = engine
+        self.threads = threads
+        self.input_size = self._size(input_size)
+        self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
+        self.nms_iou = self._fraction("nms_iou", nms_iou, self.model.nms_iou)
+        self.intrinsics = None if intrinsics is None else self._camera(intrinsics)
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _network(self) -> Engine:
+        return load_engine(self.engine, self.model, self.threads)
+
+    def _size(self, value: int | None) -> int:
+        if value is None:
+            return self.model.input_size
+        if not isinstance(value, (int, np.integer)) or value < self.model.multiple:
+            raise ValueError(f"input_size must be an integer of at least {self.model.multiple}, got {value!r}")
+        return int(value)
+
+    @staticmethod
+    def _fraction(name: str, value: float | None, default: float) -> float:
+        if value is None:
+            return default
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+        return float(value)
+
+    @staticmethod
+    def _camera(intrinsics: Any) -> np.ndarray:
+        camera = np.asarray(intrinsics, float)
+        if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
+            raise ValueError(
+                "intrinsics must be a 3x3 camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal "
+                f"lengths, got {intrinsics!r}"
+            )
+        return camera
+
+    def __call__(self, image: Any) -> list[Face]:
+        return self.detect(image)
+
+    def detect(
+        self,
+        image: Any,
+        *,
+        input_size: int | None = None,
+        score_threshold: float | None = None,
+        nms_iou: float | None = None,
+        intrinsics: Any = None,
+    ) -> list[Face]:
+        """Faces of one image, best first.
+
+        Args:
+            image: see :func:`img2pose_edge.preprocess.load_image`.
+            input_size, score_threshold, nms_iou, intrinsics: for this image only, instead of the detector's.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: naming what is wrong with the image or an option.
+        """
+        pixels = load_image(image)
+        size = self.input_size if input_size is None else self._size(input_size)
+        threshold = self._fraction("score_threshold", score_threshold, self.score_threshold)
+        overlap = self._fraction("nms_iou", nms_iou, self.nms_iou)
+        camera = self.intrinsics if intrinsics is None else self._camera(intrinsics)
+        if camera is None:
+            camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
+        network_image, scale = letterbox(pixels, size, self.model.multiple)
+        with self._lock:  # engines reuse their output buffers
+            scores, poses = self._network.run(network_image[None])
+            found = candidates(scores, poses, self.model.strides, threshold)
+        return make_faces(*found, scale, camera, overlap)
+
+
+def make_faces(
+    scores: np.ndarray,
+    center: np.ndarray,
+    size: np.ndarray,
+    local: np.ndarray,
+    scale: np.ndarray,
+    intrinsics: np.ndarray,
+    nms_iou: float,
+) -> list[Face]:
+    """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS, landmarks.
+
+    Args:
+        scores, center, size, local: (N,), (N, 2), (N,), (N, 3, 3), best first (``decode.candidates``).
+        scale: (2,) network pixels per image pixel.
+        intrinsics: (3, 3) camera of the image.
+        nms_iou: 0 to 1.
+    """
+    reference = load_reference()
+    center = center[:MAX_CANDIDATES] / scale
+    size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
+    local = local[:MAX_CANDIDATES]
+    rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
+    boxes = geometry.project_ellipsoid_box(
+        reference.ellipsoid_center, reference.ellipsoid_axes, rotation, translation, intrinsics
+    )
+    keep = non_maximum_suppression(boxes, scores[:MAX_CANDIDATES], nms_iou)
+    rotation, translation, local = rotation[keep], translation[keep], local[keep]
+    poses = geometry.compose_pose(rotation, translation)
+    angles = geometry.matrix_to_angles(local)
+    landmarks = geometry.project(reference.points68, rotation, translation, intrinsics)
+    return [
+        Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], landmarks[i], intrinsics)
+        for i, k in enumerate(keep)
+    ]
+
+
+@cache
+def _shared_detector(model: str | None, engine: str, threads: int | None) -> PoseDetector:
+    return PoseDetector(model, engine, threads=threads)
+
+
+def detect_poses(
+    image: Any,
+    *,
+    model: str | Path | None = None,
+    engine: str = "auto",
+    input_size: int | None = None,
+    score_threshold: float | None = None,
+    nms_iou: float | None = None,
+    threads: int | None = None,
+    intrinsics: Any = None,
+) -> list[Face]:
+    """Every face of an image with its 6DoF pose, best first.
+
+    The model is loaded at the first call and shared by all later ones with the same ``model``,
+    ``engine`` and ``threads``. Arguments and errors are those of :class:`PoseDetector` and
+    :func:`img2pose_edge.preprocess.load_image`.
+
+    >>> from img2pose_edge import detect_poses
+    >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
+    """
+    detector = _shared_detector(None if model is None else str(model), engine, threads)
+    return detector.detect(
+        image, input_size=input_size, score_threshold=score_threshold, nms_iou=nms_iou, intrinsics=intrinsics
+    )

@@ -1,0 +1,43 @@
+"""Inference engines, one short file each, imported only when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from img2pose_edge.manifest import Model
+
+ENGINES = {"onnxruntime": "img2pose_edge.engines.ort", "openvino": "img2pose_edge.engines.ov"}
+INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": 'pip install "img2pose-edge[openvino]"'}
+DEFAULT_ENGINE = "onnxruntime"
+
+
+class Engine(Protocol):
+    """A loaded network."""
+
+    def __init__(self, model: Model, threads: int | None) -> None: ...
+
+    def run(self, image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(1, H, W, 3) uint8 to per-stride (1, 1, H/s, W/s) score logits and (1, 9, H/s, W/s) poses."""
+
+
+def load_engine(name: str, model: Model, threads: int | None) -> Engine:
+    """Load a model into an engine.
+
+    Raises:
+        ValueError: if the engine is unknown, or ``threads`` is not positive.
+        ImportError: if the engine is not installed, saying what to install.
+    """
+    chosen = DEFAULT_ENGINE if name == "auto" else name
+    if chosen not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    try:
+        module = import_module(ENGINES[chosen])
+    except ImportError as error:
+        raise ImportError(f"engine {chosen!r} is not installed: {INSTALL[chosen]}") from error
+    engine: Engine = module.load(model, threads)
+    return engine

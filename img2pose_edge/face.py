@@ -1,0 +1,84 @@
+"""The result type: one face and its pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from img2pose_edge.geometry import FACE_UNIT_MM
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """A face found in an image. Arrays are float64; frames and signs are those of ``geometry.py``.
+
+    Attributes:
+        score: 0 to 1.
+        box: (4,) x1, y1, x2, y2 in image pixels, projected from the pose; may reach beyond the image.
+        pose: (6,) rx, ry, rz (radians), tx, ty, tz (face units) in the camera frame.
+        rotation: (3, 3) camera rotation: ``X_camera = rotation @ X_face + translation``.
+        local_rotation: (3, 3) rotation as a crop around the face shows it.
+        angles: (3,) pitch, yaw, roll in degrees of the local rotation, 300W-LP convention.
+        landmarks68: (68, 2) projected iBUG points, image pixels.
+        intrinsics: (3, 3) camera that the pose refers to.
+    """
+
+    score: float
+    box: np.ndarray
+    pose: np.ndarray
+    rotation: np.ndarray
+    local_rotation: np.ndarray
+    angles: np.ndarray
+    landmarks68: np.ndarray
+    intrinsics: np.ndarray
+
+    @property
+    def translation(self) -> np.ndarray:
+        """(3,) face units, camera frame."""
+        return self.pose[3:]
+
+    @property
+    def translation_mm(self) -> np.ndarray:
+        """(3,) millimetres, camera frame, for a face of average adult size; metric only with a
+        calibrated camera's intrinsics."""
+        return self.translation * FACE_UNIT_MM
+
+    @property
+    def pitch(self) -> float:
+        """Degrees, positive looks up."""
+        return float(self.angles[0])
+
+    @property
+    def yaw(self) -> float:
+        """Degrees, negative faces image-right."""
+        return float(self.angles[1])
+
+    @property
+    def roll(self) -> float:
+        """Degrees, positive turns the head clockwise in the image."""
+        return float(self.angles[2])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {
+            "score": round(self.score, 4),
+            "box": self.box.round(2).tolist(),
+            "pose": self.pose.round(5).tolist(),
+            "rotation": self.rotation.round(6).tolist(),
+            "pitch": round(self.pitch, 2),
+            "yaw": round(self.yaw, 2),
+            "roll": round(self.roll, 2),
+            "translation": self.translation.round(4).tolist(),
+            "translation_mm": self.translation_mm.round(1).tolist(),
+            "landmarks68": self.landmarks68.round(2).tolist(),
+        }
+
+    def __repr__(self) -> str:
+        x1, y1, x2, y2 = (round(float(v)) for v in self.box)
+        return (
+            f"Face(score={self.score:.2f}, box=({x1}, {y1}, {x2}, {y2}), "
+            f"pitch={self.pitch:.1f}, yaw={self.yaw:.1f}, roll={self.roll:.1f}, "
+            f"translation_mm=({', '.join(f'{v:.0f}' for v in self.translation_mm)}))"
+        )

@@ -1,0 +1,95 @@
+"""A model and its manifest: the JSON file beside it that holds its facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).with_name("models")
+DEFAULT_MODEL = "edge-n"
+REQUIRED = ("name", "file", "sha256", "input", "strides", "outputs", "thresholds", "data", "licence", "metrics")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file, and its manifest as parsed JSON (fields: ``models/README.md``)."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def input_size(self) -> int:
+        """Longest side in pixels at which the model works best."""
+        return int(self.manifest["input"]["size"])
+
+    @property
+    def multiple(self) -> int:
+        """Input height and width must be multiples of this."""
+        return int(self.manifest["input"]["multiple"])
+
+    @property
+    def strides(self) -> list[int]:
+        return list(self.manifest["strides"])
+
+    @property
+    def score_outputs(self) -> list[str]:
+        return list(self.manifest["outputs"]["scores"])
+
+    @property
+    def pose_outputs(self) -> list[str]:
+        return list(self.manifest["outputs"]["poses"])
+
+    @property
+    def score_threshold(self) -> float:
+        return float(self.manifest["thresholds"]["score"])
+
+    @property
+    def nms_iou(self) -> float:
+        return float(self.manifest["thresholds"]["nms_iou"])
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in MODELS.glob("*.json"))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def find_model(model: str | Path | None = None) -> Model:
+    """A bundled model by name, or any model by path (its manifest beside it, same name, ``.json``).
+
+    Raises:
+        FileNotFoundError: if the model or its manifest is not there.
+        ValueError: if the manifest is damaged, or not that of the file.
+    """
+    name = DEFAULT_MODEL if model is None else str(model)
+    bundled = MODELS / f"{name}.json"
+    is_name = Path(name).name == name and bundled.is_file()
+    manifest_path = bundled if is_name else Path(name).with_suffix(".json")
+    if not is_name and not Path(name).is_file():
+        raise FileNotFoundError(
+            f"no model {name!r}: neither a file nor a bundled model ({', '.join(bundled_models()) or 'none'})"
+        )
+    if not manifest_path.is_file():
+        raise FileNotFoundError(f"model {name} has no manifest {manifest_path} beside it")
+    try:
+        manifest = json.loads(manifest_path.read_text())
+    except ValueError as error:
+        raise ValueError(f"manifest {manifest_path} is not valid JSON: {error}") from error
+    missing = [key for key in REQUIRED if key not in manifest] if isinstance(manifest, dict) else list(REQUIRED)
+    if missing:
+        raise ValueError(f"manifest {manifest_path} lacks {', '.join(missing)}")
+    path = manifest_path.with_name(manifest["file"]) if is_name else Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"model file {path} named by {manifest_path} is missing")
+    found = sha256(path)
+    if found != manifest["sha256"]:
+        raise ValueError(
+            f"model {path} is not the one its manifest describes: its sha256 is {found}, expected {manifest['sha256']}"
+        )
+    return Model(path, manifest)

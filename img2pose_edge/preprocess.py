@@ -1,0 +1,110 @@
+"""Pictures as people have them to the network's input: loading, then letterboxing, nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+MIN_SIDE = 8
+PAD_VALUE = 127
+"""About the networks' pixel mean: padding is nothing to them."""
+
+ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+
+
+def load_image(source: Any) -> np.ndarray:
+    """An image in any accepted form as (H, W, 3) uint8 BGR.
+
+    Args:
+        source: a path; the bytes of an encoded image; a PIL image; or a uint8 array, (H, W) or (H, W, 1)
+            grey, (H, W, 3) BGR or (H, W, 4) BGRA, contiguous or not. Files are turned upright by their
+            EXIF orientation.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if it is not a readable, whole image, or of another dtype or shape.
+        TypeError: if it is nothing of the above.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, not an image")
+        if not path.exists():
+            raise FileNotFoundError(f"no image {path}")
+        return decode_image(path.read_bytes(), str(path))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return decode_image(bytes(source), f"image bytes ({len(source)} long)")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
+        return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
+    raise TypeError(
+        f"an image must be a path, bytes, numpy array or PIL image, got {type(source).__module__}.{type(source).__name__}"
+    )
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of an image file, refusing what OpenCV would silently fill with grey."""
+    if not data:
+        raise ValueError(f"{name} is empty")
+    for start, end in ENDINGS.items():
+        # The end marker must come after the last start of scan data (thumbnails have ends of their own).
+        if data.startswith(start) and data.rfind(end) < max(data.rfind(b"\xff\xda") if start == b"\xff\xd8" else 0, 1):
+            raise ValueError(f"{name} is truncated: the end of the image is missing")
+    if data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise ValueError(f"{name} is truncated: the end of the image is missing")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError(f"{name} cannot be decoded: {error.err}") from error
+    if image is None:
+        raise ValueError(f"{name} is not an image that OpenCV can decode (JPEG, PNG, WebP, BMP, TIFF, …)")
+    return _from_array(image, name)
+
+
+def _from_array(image: np.ndarray, name: str = "image") -> np.ndarray:
+    if image.dtype != np.uint8:
+        detail = ""
+        if image.dtype.kind == "f" and image.size and not np.isfinite(image).all():
+            detail = " with NaN or infinite values"
+        raise ValueError(f"{name} must be uint8 (0 to 255), got {image.dtype}{detail}: scale and convert it first")
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            f"{name} must be (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, got shape {image.shape}"
+        )
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ValueError(
+            f"{name} is {image.shape[1]}x{image.shape[0]} pixels: no face fits, at least {MIN_SIDE}x{MIN_SIDE} needed"
+        )
+    if channels == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if channels == 4:
+        return cv2.cvtColor(image, cv2.COLOR_BGRA2BGR)
+    return image
+
+
+def letterbox(image: np.ndarray, longest: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink an image so that its longest side is at most ``longest``; pad right and bottom.
+
+    Args:
+        image: (H, W, 3) uint8.
+        longest: pixels; a smaller image keeps its size.
+        multiple: padded height and width are multiples of this.
+
+    Returns:
+        (H', W', 3) uint8 C-contiguous, and (2,) network pixels per image pixel along x and y.
+    """
+    height, width = image.shape[:2]
+    factor = min(1.0, longest / max(height, width))
+    new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
+    if factor < 1:
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA)
+    right, bottom = -new_width % multiple, -new_height % multiple
+    if right or bottom:
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
+    return np.ascontiguousarray(image), np.array([new_width / width, new_height / height])

@@ -1,0 +1,253 @@
+"""Training pictures: crops and mosaics whose pixels, boxes, landmarks, poses and cameras move together.
+
+Every random choice of sample ``i`` follows from ``(seed, i)``: a run can be resumed at any sample, with
+any number of workers, and sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from img2pose_edge import geometry
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.training.data import Faces, PixelCache, Record, pose_from_boxes
+
+FILL = 127
+MIN_FACE, MAX_FACE = 6.0, 300.0
+"""Faces outside this range of sizes, in pixels of the training picture, are ignored, not learnt."""
+FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training picture: (S, S, 3) uint8 BGR, its faces, and each face's (3, 3) camera."""
+
+    image: np.ndarray
+    faces: Faces
+    intrinsics: np.ndarray
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a source image lands: ``x' = scale * turn(degrees) @ mirror @ (x - source) + target``."""
+
+    source: np.ndarray
+    target: np.ndarray
+    scale: float
+    degrees: float = 0.0
+    flip: bool = False
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """(2, 3) affine matrix from source pixels to target pixels."""
+        linear = self.scale * geometry.roll_matrix(np.array(self.degrees))[:2, :2]
+        if self.flip:
+            linear = linear @ np.diag([-1.0, 1.0])
+        return np.column_stack([linear, self.target - linear @ self.source])
+
+
+def place_faces(faces: Faces, intrinsics: np.ndarray, placement: Placement) -> tuple[Faces, np.ndarray]:
+    """Move the faces of a picture and its camera (3, 3) as ``placement`` moves its pixels."""
+    matrix = placement.matrix
+
+    def move(points: np.ndarray) -> np.ndarray:
+        return points @ matrix[:, :2].T + matrix[:, 2]
+
+    camera = intrinsics.copy()
+    camera[:2, :2] *= placement.scale
+    camera[:2, 2] = move(intrinsics[:2, 2])
+    local, landmarks = faces.local, move(faces.landmarks)
+    if placement.flip:
+        local, landmarks = geometry.flip_rotation(local), landmarks[:, FLIPPED_LANDMARKS]
+    local = geometry.roll_matrix(np.array(placement.degrees)) @ local
+    middle = move((faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2)
+    extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]) * placement.scale / 2
+    boxes = np.concatenate([middle - extent, middle + extent], axis=1)
+    turned = (faces.trust > 0) & (placement.degrees != 0)
+    if turned.any():  # the axis-aligned box of a turned face follows from its pose, not from its old box
+        center, size = pose_from_boxes(faces.select(turned), intrinsics)
+        reference = load_reference()
+        boxes[turned] = geometry.project_ellipsoid_box(
+            reference.ellipsoid_center.astype(float),
+            reference.ellipsoid_axes.astype(float),
+            *geometry.local_to_camera(move(center), size * placement.scale, local[turned], camera),
+            camera,
+        )
+    return Faces(boxes, local, faces.trust, landmarks, faces.ignore), camera
+
+
+def clip_faces(faces: Faces, width: int, height: int) -> Faces:
+    """Drop faces out of the picture; ignore those mostly cut off, too small or too large to learn from."""
+    visible = np.clip(faces.boxes, 0, [width, height, width, height])
+    seen = np.prod(np.clip(visible[:, 2:] - visible[:, :2], 0, None), axis=1)
+    area = np.prod(faces.boxes[:, 2:] - faces.boxes[:, :2], axis=1)
+    size = np.sqrt(area)
+    ignore = faces.ignore | (seen < 0.6 * area) | (size < MIN_FACE) | (size > MAX_FACE)
+    faces = Faces(faces.boxes, faces.local, faces.trust, faces.landmarks, ignore)
+    return faces.select(seen > 0.02 * area)
+
+
+def adjust_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast, gamma, colour cast, grey, blur, low resolution, JPEG and sensor noise."""
+    ramp = np.arange(256, dtype=np.float32)[:, None] / 255
+    if rng.random() < 0.8:
+        gain = rng.uniform(0.6, 1.4) * rng.uniform(0.9, 1.1, 3)
+        curve = (ramp ** np.exp(rng.uniform(-0.4, 0.4)) - 0.5) * gain + 0.5 + rng.uniform(-0.15, 0.15)
+        table = np.clip(curve * 255, 0, 255).astype(np.uint8)[None]
+        image = cv2.LUT(image, table)
+    if rng.random() < 0.12:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    kind = rng.random()
+    if kind < 0.08:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 2.0))
+    elif kind < 0.14:
+        height, width = image.shape[:2]
+        small = cv2.resize(image, None, fx=(f := rng.uniform(0.35, 0.8)), fy=f, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.1:
+        quality = int(rng.integers(20, 80))
+        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+    if rng.random() < 0.08:
+        noise = np.empty(image.shape, np.int16)
+        cv2.setRNGSeed(int(rng.integers(2**31)))
+        cv2.randn(noise, 0, rng.uniform(3, 14))
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+    return image
+
+
+class Composer:
+    """Makes training pictures of ``size`` pixels square out of labelled images.
+
+    Scenes (collections in ``SCENES``: many faces, mostly small) are cropped at random scales; portraits
+    (the rest: few faces, large) fill a whole picture or share one, four at a time.
+    """
+
+    SCENES = {"wider": 0.82, "masks": 0.18}
+    PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
+    SCENE, MOSAIC = 0.56, 0.28  # probabilities; the rest are whole-picture portraits
+
+    def __init__(self, records: list[Record], pixels: PixelCache, indices: list[int], size: int, seed: int) -> None:
+        self.records, self.pixels, self.size, self.seed = records, pixels, size, seed
+        useful = [i for i in indices if (~records[i].faces.ignore).any()]
+        if not useful:
+            raise ValueError("no image with a face to learn from")
+        groups: dict[str, list[int]] = {}
+        for i in useful:
+            groups.setdefault(records[i].collection, []).append(i)
+        self.scenes = self._weighted(groups, self.SCENES) or self._weighted(groups, dict.fromkeys(groups, 1.0))
+        others = {name: self.PORTRAITS.get(name, 0.2) for name in groups if name not in self.SCENES}
+        self.portraits = self._weighted(groups, others) or self.scenes
+
+    @staticmethod
+    def _weighted(groups: dict[str, list[int]], weights: dict[str, float]) -> list[tuple[float, list[int]]]:
+        """(cumulative probability, image indices) of the collections that are there."""
+        there = {name: w for name, w in weights.items() if name in groups}
+        bounds = np.cumsum(list(there.values())) / max(sum(there.values()), 1e-9)
+        return [(float(b), groups[name]) for b, name in zip(bounds, there, strict=True)]
+
+    @staticmethod
+    def _draw(groups: list[tuple[float, list[int]]], rng: np.random.Generator) -> int:
+        draw = rng.random()
+        members = next((g for bound, g in groups if draw <= bound), groups[-1][1])
+        return members[int(rng.integers(len(members)))]
+
+    def __getitem__(self, number: int) -> Sample:
+        rng = np.random.default_rng((self.seed, number))
+        fill = FILL if rng.random() < 0.7 else int(rng.integers(256))
+        canvas = np.full((self.size, self.size, 3), fill, np.uint8)
+        draw = rng.random()
+        if draw < self.SCENE:
+            parts = [self._scene(canvas, rng)]
+        elif draw < self.SCENE + self.MOSAIC:
+            half = self.size // 2
+            corners = [(x, y) for y in (0, half) for x in (0, half)]
+            parts = [self._portrait(canvas, x, y, half, rng) for x, y in corners]
+        else:
+            parts = [self._portrait(canvas, 0, 0, self.size, rng)]
+        faces = Faces(
+            *(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__)
+        )
+        cameras = np.concatenate([np.broadcast_to(k, (len(f), 3, 3)) for f, k in parts])
+        return Sample(adjust_colors(canvas, rng), faces, cameras)
+
+    def _scene(self, canvas: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
+        index = self._draw(self.scenes, rng)
+        record = self.records[index]
+        scale = np.exp(rng.uniform(np.log(0.45), np.log(2.4)))
+        if rng.random() < 0.9:
+            real = np.flatnonzero(~record.faces.ignore)
+            chosen = int(rng.choice(real))
+            scale = min(scale, 250 / record.faces.sizes[chosen])
+            source = (record.faces.boxes[chosen, :2] + record.faces.boxes[chosen, 2:]) / 2
+        else:
+            source = rng.uniform(0, 1, 2) * [record.width, record.height]
+        target = rng.uniform(0.05, 0.95, 2) * self.size
+        if rng.random() < 0.8:  # no margin where the image is large enough to fill the picture
+            low, high = self.size - scale * ([record.width, record.height] - source), scale * source
+            target = np.clip(target, np.minimum(low, high), np.maximum(low, high))
+        degrees = float(np.clip(rng.normal(0, 12), -30, 30)) if rng.random() < 0.25 else 0.0
+        placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
+        return self._paste(canvas, index, placement)
+
+    def _portrait(
+        self, canvas: np.ndarray, x: int, y: int, side: int, rng: np.random.Generator
+    ) -> tuple[Faces, np.ndarray]:
+        index = self._draw(self.portraits, rng)
+        record = self.records[index]
+        trusted = np.where(record.faces.ignore, -1.0, record.faces.trust + 0.01)
+        chosen = int(rng.choice(np.flatnonzero(trusted > 0)))
+        size = np.exp(rng.uniform(np.log(30), np.log(side * 0.85)))
+        scale = size / record.faces.sizes[chosen]
+        source = (record.faces.boxes[chosen, :2] + record.faces.boxes[chosen, 2:]) / 2
+        room = max(side / 2 - size * 0.45, 0)
+        target = side / 2 + rng.uniform(-room, room, 2)
+        degrees = float(np.clip(rng.normal(0, 18), -50, 50)) if rng.random() < 0.45 else 0.0
+        placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
+        tile = canvas[y : y + side, x : x + side]
+        crop = None
+        if rng.random() < 0.15:  # a tight crop on a plain background, as photo archives hold
+            margin = record.faces.sizes[chosen] * rng.uniform(0.1, 0.5)
+            crop = record.faces.boxes[chosen] + np.array([-1, -1, 1, 1]) * margin
+        faces, camera = self._paste(tile, index, placement, crop)
+        shift = np.array([x, y, x, y])
+        faces = Faces(faces.boxes + shift, faces.local, faces.trust, faces.landmarks + shift[:2], faces.ignore)
+        return faces, geometry.transform_intrinsics(camera, np.array(1.0), shift[:2].astype(float))
+
+    def _paste(
+        self, canvas: np.ndarray, index: int, placement: Placement, crop: np.ndarray | None = None
+    ) -> tuple[Faces, np.ndarray]:
+        """Draw image ``index`` (or just its ``crop``) into ``canvas``; return what of its faces is there."""
+        record, pixels, matrix = self.records[index], self.pixels[index], placement.matrix
+        faces = record.faces
+        if crop is not None:
+            x1, y1 = np.clip(crop[:2], 0, None).astype(int)
+            x2, y2 = np.ceil(np.minimum(crop[2:], [record.width, record.height])).astype(int)
+            pixels = pixels[y1:y2, x1:x2]
+            matrix = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ [x1, y1]])
+            inside = clip_faces(_shifted(faces, -np.array([x1, y1])), x2 - x1, y2 - y1)
+            faces = _shifted(inside, np.array([x1, y1]))
+        if placement.scale < 0.5:  # warpAffine does not low-pass
+            half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            factor = np.array([pixels.shape[1] / half.shape[1], pixels.shape[0] / half.shape[0]])
+            pixels, matrix = half, np.column_stack([matrix[:, :2] * factor, matrix[:, 2]])
+        # Pixel i covers [i, i + 1): OpenCV puts coordinates at pixel centres, we at corners.
+        offset = matrix[:, :2] @ [0.5, 0.5] - 0.5
+        cv2.warpAffine(
+            pixels,
+            np.column_stack([matrix[:, :2], matrix[:, 2] + offset]),
+            (canvas.shape[1], canvas.shape[0]),
+            canvas,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_TRANSPARENT,
+        )
+        camera = geometry.default_intrinsics(record.width, record.height)
+        moved, camera = place_faces(faces, camera, placement)
+        return clip_faces(moved, canvas.shape[1], canvas.shape[0]), camera
+
+
+def _shifted(faces: Faces, offset: np.ndarray) -> Faces:
+    boxes = faces.boxes + np.concatenate([offset, offset])
+    return Faces(boxes, faces.local, faces.trust, faces.landmarks + offset, faces.ignore)

@@ -1,0 +1,171 @@
+"""Labelled photographs: reading ``labels.jsonl`` and a cache of decoded pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from img2pose_edge import geometry
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.progress import track
+
+HELD_OUT_ONE_IN = 40
+"""One image in this many, by a checksum of its name, is never trained on but validated on."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The F faces of one picture.
+
+    Attributes:
+        boxes: (F, 4) float64 x1, y1, x2, y2, pixels.
+        local: (F, 3, 3) float64 local rotations, identity where unknown.
+        trust: (F,) float64, weight of the rotation label, 0 where there is none.
+        landmarks: (F, 5, 2) float64 pixels, NaN where unknown; order of ``ReferenceFace.points5``.
+        ignore: (F,) bool, neither face nor background.
+    """
+
+    boxes: np.ndarray
+    local: np.ndarray
+    trust: np.ndarray
+    landmarks: np.ndarray
+    ignore: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(F,) square roots of the boxes' areas, pixels."""
+        return np.sqrt(np.prod(self.boxes[:, 2:] - self.boxes[:, :2], axis=1))
+
+    def select(self, which: np.ndarray) -> Faces:
+        return Faces(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One labelled image: its path below the image root, collection (first folder), size and faces."""
+
+    image: str
+    collection: str
+    width: int
+    height: int
+    faces: Faces
+
+    @property
+    def held_out(self) -> bool:
+        return zlib.crc32(self.image.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def parse_faces(faces: list[dict]) -> Faces:
+    """Faces of one ``labels.jsonl`` record (format: README of the training data)."""
+    boxes, angles, trust, landmarks, ignore = [], [], [], [], []
+    for face in faces:
+        box = np.asarray(face["box"], float)
+        if box.shape != (4,) or not np.isfinite(box).all():
+            raise ValueError(f"a box must be four finite numbers, got {face['box']}")
+        if not (box[2:] > box[:2]).all():
+            continue  # no area: nothing to see
+        rotation = np.asarray(face.get("angles", (0, 0, 0)), float)
+        if rotation.shape != (3,) or not np.isfinite(rotation).all():
+            raise ValueError(f"angles must be three finite numbers, got {face['angles']}")
+        boxes.append(box)
+        angles.append(rotation)
+        # Teachers that disagree by `spread` degrees are about that wrong.
+        trust.append(1 / (1 + (face["spread"] / 6) ** 2) if "angles" in face else 0.0)
+        landmarks.append(np.asarray(face.get("landmarks", np.full((5, 2), np.nan)), float))
+        ignore.append(bool(face.get("ignore", False)))
+    return Faces(
+        np.array(boxes).reshape(-1, 4),
+        geometry.angles_to_matrix(np.array(angles).reshape(-1, 3)),
+        np.array(trust),
+        np.array(landmarks).reshape(-1, 5, 2),
+        np.array(ignore, bool),
+    )
+
+
+def read_records(labels: Path) -> list[Record]:
+    """Records of a ``labels.jsonl`` file, in file order.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming file and line, if a line is not a valid record.
+    """
+    if not labels.is_file():
+        raise FileNotFoundError(f"no labels file {labels}: --data expects a folder with labels.jsonl and images/")
+    records = []
+    with labels.open() as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                item = json.loads(line)
+                parts = Path(item["image"]).parts
+                collection = parts[1] if parts[0] == "images" and len(parts) > 2 else parts[0]
+                records.append(
+                    Record(item["image"], collection, item["width"], item["height"], parse_faces(item["faces"]))
+                )
+            except (KeyError, ValueError, TypeError) as error:
+                raise ValueError(f"{labels}, line {number}: {error!r}") from error
+    return records
+
+
+def pose_from_boxes(faces: Faces, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (F, 2) and apparent size (F,) at which each face's projected box best fits its annotated one."""
+    reference = load_reference()
+    ellipsoid = reference.ellipsoid_center.astype(float), reference.ellipsoid_axes.astype(float)
+    center, size = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2, faces.sizes / 1.5
+    for _ in range(3):
+        box = geometry.project_ellipsoid_box(
+            *ellipsoid, *geometry.local_to_camera(center, size, faces.local, intrinsics), intrinsics
+        )
+        size = size * faces.sizes / np.sqrt(np.prod(box[:, 2:] - box[:, :2], axis=1))
+        center = center + ((faces.boxes[:, :2] + faces.boxes[:, 2:]) - (box[:, :2] + box[:, 2:])) / 2
+    return center, size
+
+
+class PixelCache:
+    """Decoded BGR images in one memory-mapped file: reading a crop costs no decoding.
+
+    The file is built once (a few GB, with a progress bar) and appears only when complete.
+    """
+
+    def __init__(self, root: Path, records: list[Record], folder: Path) -> None:
+        shapes = [(r.height, r.width, 3) for r in records]
+        sizes = [h * w * c for h, w, c in shapes]
+        starts = np.cumsum([0, *sizes]).tolist()
+        names = "\n".join(f"{r.image} {r.width} {r.height}" for r in records)
+        path = folder / f"pixels-{zlib.crc32(names.encode()):08x}.u8"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}")
+            pixels = np.memmap(partial, np.uint8, "w+", shape=(starts[-1],))
+            for record, shape, start, size in track(
+                list(zip(records, shapes, starts[:-1], sizes, strict=True)), "decoding"
+            ):
+                image = cv2.imread(str(root / record.image), cv2.IMREAD_COLOR)
+                if image is None or image.shape != shape:
+                    found = "unreadable" if image is None else f"{image.shape[1]}x{image.shape[0]}"
+                    raise ValueError(
+                        f"{root / record.image} is {found}; its label says {record.width}x{record.height}"
+                    )
+                pixels[start : start + size] = image.ravel()
+            pixels.flush()
+            os.replace(partial, path)
+        self._path, self._shapes, self._starts = path, shapes, starts
+        self._pixels: np.ndarray | None = None
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 read-only view of image ``index``."""
+        if self._pixels is None:  # mapped in the process that reads, not in the one that pickles
+            self._pixels = np.memmap(self._path, np.uint8, "r")
+        start, shape = self._starts[index], self._shapes[index]
+        return self._pixels[start : start + int(np.prod(shape))].reshape(shape)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_pixels": None}

@@ -1,0 +1,250 @@
+"""The training loop, top to bottom: data, network, optimizer, steps, validation, checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from img2pose_edge.progress import track
+from img2pose_edge.training.augment import Composer, Sample
+from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.data import PixelCache, read_records
+from img2pose_edge.training.networks.edge import STRIDES, build_network
+from img2pose_edge.training.objective import edge_loss
+from img2pose_edge.training.targets import Batch
+from img2pose_edge.training.validation import validate
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is; a resumed run must not change any of it but ``steps``."""
+
+    network: str = "edge-n"
+    steps: int = 14000
+    batch_size: int = 48
+    crop_size: int = 320
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 500
+    ema_decay: float = 0.999
+    clip_norm: float = 10.0
+    seed: int = 0
+
+
+def learning_rate(step: int, options: TrainOptions) -> float:
+    """Linear warm-up, then cosine down to 1 % (Loshchilov & Hutter, ICLR 2017)."""
+    if step < options.warmup_steps:
+        return options.learning_rate * (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
+    return options.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack pictures; concatenate their faces."""
+
+    def faces(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(s.faces, name) for s in samples]))
+
+    counts = torch.tensor([len(s.faces) for s in samples])
+    return Batch(
+        images=torch.from_numpy(np.stack([s.image for s in samples])),
+        picture=torch.arange(len(samples)).repeat_interleave(counts),
+        boxes=faces("boxes").float(),
+        local=faces("local").float(),
+        trust=faces("trust").float(),
+        landmarks=faces("landmarks").float(),
+        intrinsics=torch.from_numpy(np.concatenate([s.intrinsics for s in samples])).float(),
+        ignore=faces("ignore"),
+    )
+
+
+def limit_worker_threads(_: int) -> None:
+    """A loader's worker is one process on one core; OpenCV would start a pool of its own in each."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases and batch-norm parameters do not."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int, decay: float) -> None:
+    """Exponential moving average of all weights and buffers, faster while training is young."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+class CsvLog:
+    """``metrics.csv``: a row per logged step; a resumed run drops the rows after its checkpoint."""
+
+    FIELDS = ("step", "learning_rate", "loss", "score", "box", "rotation", "points", "ap", "recall", "mae")
+
+    def __init__(self, path: Path, start: int) -> None:
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, self.FIELDS)
+        self._writer.writeheader()
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def write(self, **values: float) -> None:
+        self._writer.writerow({k: f"{v:.6g}" for k, v in values.items()})
+        self._file.flush()
+
+
+def train(
+    data: Path,
+    run: Path,
+    options: TrainOptions,
+    *,
+    cache: Path | None = None,
+    device: str = "",
+    workers: int = 1,
+    log_every: int = 50,
+    save_every: int = 500,
+    validate_every: int = 1000,
+) -> Path:
+    """Train a network, or go on with the run that ``run`` holds.
+
+    Under ``torchrun`` every process takes its share of each step's samples and gradients are averaged.
+
+    Args:
+        data: folder with ``labels.jsonl`` and ``images/``.
+        run: folder for ``last.pt`` (full state), ``best.pt`` and ``metrics.csv``.
+        options: what to train.
+        cache: folder for decoded pixels, default ``run``.
+        device: ``cpu`` or ``cuda``; default CUDA where there is one.
+        workers: loader processes.
+
+    Returns:
+        path of the last checkpoint.
+
+    Raises:
+        FileNotFoundError: if there are no labels.
+        ValueError: if they are damaged, or the run in ``run`` is of other options.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        if where.type == "cuda":
+            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(where)
+    torch.manual_seed(options.seed)
+    records = read_records(data / "labels.jsonl")
+    if rank == 0:
+        PixelCache(data, records, cache or run)  # decode once, before the other processes look
+    if world > 1:
+        torch.distributed.barrier()
+    pixels = PixelCache(data, records, cache or run)
+    training = [i for i, r in enumerate(records) if not r.held_out]
+    composer = Composer(records, pixels, training, options.crop_size, options.seed)
+
+    network = build_network(options.network).to(where, memory_format=torch.channels_last)
+    average = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(parameter_groups(network, options.weight_decay))
+    start, best, last = 0, -math.inf, run / "last.pt"
+    if last.exists():
+        state = load_checkpoint(last)
+        other = {k: (v, state["options"].get(k)) for k, v in asdict(options).items() if state["options"].get(k) != v}
+        other.pop("steps", None)
+        if other:
+            changes = ", ".join(f"{k}={now} (it has {before})" for k, (now, before) in other.items())
+            raise ValueError(f"{run} holds a run of other options: {changes}. Use another folder or its options.")
+        network.load_state_dict(state["raw_weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["weights"].items():
+            average[name].copy_(value)
+        start, best = state["step"], state["best"]
+        if rank == 0:
+            print(f"going on from step {start} of {last}", file=sys.stderr)
+    trained = nn.parallel.DistributedDataParallel(network) if world > 1 else network
+
+    def snapshot(step: int) -> dict[str, Any]:
+        return {
+            "network": options.network,
+            "weights": average,
+            "raw_weights": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "options": asdict(options),
+            "step": step,
+            "best": best,
+        }
+
+    # Sample i of the run is the same whoever draws it: a rank takes every world-th of them.
+    order = range(start * options.batch_size + rank, options.steps * options.batch_size, world)
+    loader = DataLoader(
+        composer,  # type: ignore[arg-type]
+        batch_size=options.batch_size // world,
+        sampler=order,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=limit_worker_threads,
+        pin_memory=where.type == "cuda",
+        prefetch_factor=4 if workers else None,
+        drop_last=True,
+    )
+    log = CsvLog(run / "metrics.csv", start) if rank == 0 else None
+    sums: dict[str, float] = {}
+    steps = range(start, options.steps)
+    batches = iter(loader)
+    for step in track(steps, options.network, start) if rank == 0 else steps:
+        batch = next(batches).to(where)
+        rate = learning_rate(step, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(where.type, torch.bfloat16):
+            scores, poses = trained(batch.images)
+        loss, parts = edge_loss(scores, poses, batch, STRIDES)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+        if norm.isfinite():
+            optimizer.step()
+        update_average(average, network, step, options.ema_decay)
+
+        done = step + 1
+        for name, value in {"loss": loss, **parts}.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / log_every
+        if done % log_every == 0 or done == options.steps:
+            if log:
+                log.write(step=done, learning_rate=rate, **sums)
+            sums = {}
+        if rank == 0 and log and (done % validate_every == 0 or done == options.steps):
+            judge = build_network(options.network).to(where, memory_format=torch.channels_last)
+            judge.load_state_dict(average)
+            found = validate(judge.eval(), records, pixels, where)
+            log.write(step=done, **found)
+            merit = found["ap"] - found["mae"] / 100
+            if merit > best:
+                best = merit
+                save_checkpoint({"network": options.network, "weights": average, "step": done}, run / "best.pt")
+        if rank == 0 and (done % save_every == 0 or done == options.steps):
+            save_checkpoint(snapshot(done), last)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    return last

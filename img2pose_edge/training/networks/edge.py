@@ -1,0 +1,121 @@
+"""The edge networks: single-stage, anchor-free, strides 8/16/32, one shared head.
+
+Per cell they give a score logit and a local pose (see ``geometry.py``) as nine numbers: centre offset
+``(du, dv)`` in strides, log apparent size, rotation in 6D (Zhou et al., CVPR 2019); ``decode.py`` turns
+these into camera poses. Every operator is one that int8 kernels on Arm and x86 run fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+STRIDES = (8, 16, 32)
+POSE_CHANNELS = 9
+PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """Widths of stem, stages (strides 4, 8, 16, 32) and head; residual blocks of each stage."""
+
+    stem: int
+    stages: tuple[int, int, int, int]
+    blocks: tuple[int, int, int, int]
+    head: int
+
+
+CONFIGS = {
+    "edge-n": EdgeConfig(16, (32, 64, 128, 192), (0, 1, 3, 3), 64),
+    "edge-s": EdgeConfig(24, (48, 96, 192, 256), (1, 2, 4, 3), 96),
+}
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def separable(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Depthwise then pointwise convolution (MobileNet, Howard et al. 2017)."""
+    return nn.Sequential(conv(inputs, inputs, kernel, stride, groups=inputs), conv(inputs, outputs, 1))
+
+
+class Residual(nn.Module):
+    """Separable convolution around which its input is added."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.body = separable(channels, channels, kernel=kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class EdgeNet(nn.Module):
+    """Backbone, top-down feature pyramid and shared head.
+
+    Forward takes (B, H, W, 3) uint8 BGR with H and W multiples of 32 and returns, per stride, a
+    (B, 1, H/s, W/s) score logit and a (B, 9, H/s, W/s) local pose.
+    """
+
+    def __init__(self, config: EdgeConfig) -> None:
+        super().__init__()
+        c4, c8, c16, c32 = config.stages
+        self.stem = conv(3, config.stem, 3, 2)
+        widths, inputs = [c4, c8, c16, c32], config.stem
+        stages = []
+        for level, (width, blocks) in enumerate(zip(widths, config.blocks, strict=True)):
+            # The last stage looks farther: large faces must fit its receptive field.
+            kernel = 5 if level == 3 else 3
+            layers: list[nn.Module] = [separable(inputs, width, 2)]
+            layers += [Residual(width, kernel) for _ in range(blocks)]
+            stages.append(nn.Sequential(*layers))
+            inputs = width
+        self.stages = nn.ModuleList(stages)
+        self.laterals = nn.ModuleList(conv(c, config.head, 1) for c in (c8, c16, c32))
+        self.shared = separable(config.head, config.head)
+        self.score = nn.Sequential(separable(config.head, config.head // 2), nn.Conv2d(config.head // 2, 1, 1))
+        self.pose = nn.Sequential(separable(config.head, config.head), nn.Conv2d(config.head, POSE_CHANNELS, 1))
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        score, pose = self.score[-1], self.pose[-1]
+        nn.init.normal_(score.weight, std=0.01)
+        nn.init.constant_(score.bias, -4.6)  # a face is expected in 1 % of the cells (RetinaNet, section 3.3)
+        nn.init.normal_(pose.weight, std=0.01)
+        with torch.no_grad():
+            pose.bias.copy_(torch.tensor([0, 0, 0, 1.0, 0, 0, 0, 1, 0]))  # in place, frontal
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        x = (image.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
+        x = self.stem(x)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        p32 = self.laterals[2](features[3])
+        p16 = self.laterals[1](features[2]) + nn.functional.interpolate(p32, scale_factor=2.0, mode="nearest")
+        p8 = self.laterals[0](features[1]) + nn.functional.interpolate(p16, scale_factor=2.0, mode="nearest")
+        shared = [self.shared(p) for p in (p8, p16, p32)]
+        return [self.score(s) for s in shared], [self.pose(s) for s in shared]
+
+
+def build_network(name: str) -> EdgeNet:
+    """An untrained network by name.
+
+    Raises:
+        ValueError: if there is no network of this name.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(CONFIGS)}")
+    return EdgeNet(CONFIGS[name])

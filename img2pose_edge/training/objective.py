@@ -1,0 +1,69 @@
+"""The training objective: from a network's maps and a batch to one number to make small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from img2pose_edge import geometry
+from img2pose_edge.decode import cells_to_local
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
+from img2pose_edge.training.targets import Batch, assign, ignored_cells, lay_out_cells, predict_boxes
+
+WEIGHTS = {"score": 1.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
+
+
+def flatten_maps(maps: list[Tensor]) -> Tensor:
+    """Per-level (B, C, h, w) maps to (B, N, C) float32, cells in the order of ``lay_out_cells``."""
+    return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
+
+
+def edge_loss(
+    scores: list[Tensor], poses: list[Tensor], batch: Batch, strides: tuple[int, ...]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum and parts of the loss of an edge network on a batch.
+
+    - ``score``: quality focal loss over all cells but ignored ones, target the projected box's IoU;
+    - ``box``: EIoU of the projected box; it moves centre and size, not the rotation, which boxes hardly show;
+    - ``rotation``: geodesic distance of local rotations in radians, weighted by the label's trust;
+    - ``points``: L1 of the five projected calibration points in face units (img2pose, section 3.2).
+    """
+    logits, raw = flatten_maps(scores)[..., 0], flatten_maps(poses)
+    cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], strides, logits.device)
+    faces = batch.select(~batch.ignore)
+    picture, cell, face = assign(logits, raw, faces, cells, strides)
+
+    center, size, local = cells_to_local(raw[picture, cell], cells.position[cell], cells.stride[cell])
+    camera, boxes, trust = faces.intrinsics[face], faces.boxes[face], faces.trust[face]
+    predicted = predict_boxes(center, size, local.detach(), camera)
+    # A weak pose at the picture's edge may put the ellipsoid beside the camera; it has no box then.
+    valid = predicted.isfinite().all(1)
+    safe = torch.where(valid[:, None], predicted, boxes)
+    quality = torch.where(valid, box_iou(safe, boxes), 0).detach().clamp(0, 1)
+
+    targets = torch.zeros_like(logits)
+    targets[picture, cell] = quality
+    ignored = ignored_cells(batch, cells, len(logits))
+    ignored[picture, cell] = False
+    positives = max(len(face), 1)
+    score = (quality_focal_loss(logits, targets) * ~ignored).sum() / positives
+    box = (eiou_loss(safe, boxes) * valid).sum() / positives
+
+    # A face of few pixels shows little of its rotation.
+    pixels = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    weight = trust * ((pixels - 6) / 26).clamp(0, 1)
+    error = geometry.geodesic_distance(local, faces.local[face])
+    rotation = (weight * error).sum() / (weight.sum() + 1)
+
+    landmarks = faces.landmarks[face]
+    marked = landmarks.isfinite().all(-1).all(-1) & (weight > 0)
+    reference = torch.tensor(load_reference().points5, device=logits.device)
+    turned, translation = geometry.local_to_camera(center, size, local, camera)
+    projected = geometry.project(reference, turned, translation, camera)
+    unit = (pixels / 1.5)[:, None, None]
+    distance = ((projected - torch.where(marked[:, None, None], landmarks, projected.detach())) / unit).abs()
+    points = ((weight * marked)[:, None, None] * distance).mean((1, 2)).sum() / (weight.sum() + 1)
+
+    parts = {"score": score, "box": box, "rotation": rotation, "points": points}
+    return torch.stack([WEIGHTS[k] * v for k, v in parts.items()]).sum(), parts

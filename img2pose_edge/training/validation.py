@@ -1,0 +1,82 @@
+"""How good a network is on the held-out slice of the training images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from img2pose_edge import geometry
+from img2pose_edge.benchmarks.metrics import (
+    Detections,
+    GroundTruth,
+    angle_errors,
+    normalize_scores,
+    pairwise_iou,
+    wider_average_precision,
+)
+from img2pose_edge.decode import candidates
+from img2pose_edge.detector import make_faces
+from img2pose_edge.face import Face
+from img2pose_edge.preprocess import letterbox
+from img2pose_edge.training.data import PixelCache, Record
+from img2pose_edge.training.networks.edge import STRIDES
+
+INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.4
+LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
+
+
+@torch.no_grad()
+def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> list[Face]:
+    """Faces that a torch network finds in an (H, W, 3) uint8 BGR image, through the runtime's own code."""
+    pixels, scale = letterbox(image, INPUT_SIZE, max(STRIDES))
+    scores, poses = network(torch.tensor(pixels[None], device=device))
+    found = candidates(
+        [s.float().cpu().numpy() for s in scores],
+        [p.float().cpu().numpy() for p in poses],
+        STRIDES,
+        SCORE_THRESHOLD,
+    )
+    camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
+    return make_faces(*found, scale, camera, NMS_IOU)
+
+
+def validate(
+    network: nn.Module, records: list[Record], pixels: PixelCache, device: torch.device
+) -> dict[str, float]:
+    """Detection and pose figures on the held-out records.
+
+    Returns:
+        ``ap``: average precision (IoU 0.5) on scenes, faces of at least 10 pixels;
+        ``recall``: share of the faces with a trusted rotation, in all collections, that are found;
+        ``mae``: mean absolute error of pitch, yaw and roll on those, degrees.
+    """
+    found, truth, errors, wanted = [], [], [], 0
+    for index, record in enumerate(records):
+        if not record.held_out:
+            continue
+        detected = detect_with(network, pixels[index], device)
+        boxes = np.array([f.box for f in detected]).reshape(-1, 4)
+        faces = record.faces
+        if record.collection == "wider" or not _has_scenes(records):
+            found.append(Detections(boxes, np.array([f.score for f in detected])))
+            truth.append(GroundTruth(faces.boxes, ~faces.ignore & (faces.sizes >= LEAST_SIZE)))
+        posed = np.flatnonzero(~faces.ignore & (faces.trust > LEAST_TRUST) & (faces.sizes >= 2 * LEAST_SIZE))
+        wanted += len(posed)
+        if len(boxes) == 0 or len(posed) == 0:
+            continue
+        overlap = pairwise_iou(faces.boxes[posed], boxes)
+        best = overlap.argmax(1)
+        for row in np.flatnonzero(overlap.max(1) >= 0.5):
+            target = geometry.matrix_to_angles(faces.local[posed[row]])
+            errors.append(angle_errors(detected[best[row]].angles, target))
+    counted = sum(int(t.counts.sum()) for t in truth)
+    return {
+        "ap": wider_average_precision(normalize_scores(found), truth) if counted else 0.0,
+        "recall": len(errors) / max(wanted, 1),
+        "mae": float(np.mean(errors)) if errors else 180.0,
+    }
+
+
+def _has_scenes(records: list[Record]) -> bool:
+    return any(r.collection == "wider" for r in records)

@@ -1,0 +1,42 @@
+"""The reference face that poses refer to: see README.md beside this file for provenance, frame and unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ReferenceFace:
+    """Arrays in the face frame of ``img2pose_edge.geometry``, in face units.
+
+    Attributes:
+        points68: (68, 3) float32, iBUG 68-point order.
+        points5: (5, 3) float32, image-left eye, image-right eye, nose tip, image-left and -right mouth corner.
+        ellipsoid_center, ellipsoid_axes: (3,) float32, the ellipsoid whose projection bounds a face's box.
+        vertices: (468, 3) float32, dense mesh.
+        triangles: (898, 3) int32, indices into ``vertices``.
+    """
+
+    points68: np.ndarray
+    points5: np.ndarray
+    ellipsoid_center: np.ndarray
+    ellipsoid_axes: np.ndarray
+    vertices: np.ndarray
+    triangles: np.ndarray
+
+
+@cache
+def load_reference() -> ReferenceFace:
+    """The bundled reference face (read once; its arrays are read-only)."""
+    with (
+        resources.as_file(resources.files(__name__) / "reference_face.npz") as path,
+        np.load(path) as arrays,
+    ):
+        loaded = {name: arrays[name] for name in arrays.files}
+    for array in loaded.values():
+        array.setflags(write=False)
+    return ReferenceFace(**loaded)
