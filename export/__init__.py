@@ -1,0 +1,1 @@
+"""From checkpoints to artefacts that the runtime loads, each with its manifest."""

@@ -127,7 +127,7 @@ class Composer:
 
     SCENES = {"wider": 0.82, "masks": 0.18}
     PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
-    SCENE, MOSAIC = 0.56, 0.28  # probabilities; the rest are whole-picture portraits
+    SCENE, MOSAIC = 0.68, 0.22  # probabilities; the rest are whole-picture portraits
 
     def __init__(self, records: list[Record], pixels: PixelCache, indices: list[int], size: int, seed: int) -> None:
         self.records, self.pixels, self.size, self.seed = records, pixels, size, seed
@@ -176,7 +176,7 @@ class Composer:
     def _scene(self, canvas: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
         index = self._draw(self.scenes, rng)
         record = self.records[index]
-        scale = np.exp(rng.uniform(np.log(0.45), np.log(2.4)))
+        scale = np.exp(rng.uniform(np.log(0.5), np.log(1.8)))
         if rng.random() < 0.9:
             real = np.flatnonzero(~record.faces.ignore)
             chosen = int(rng.choice(real))

@@ -121,6 +121,7 @@ def train(
     run: Path,
     options: TrainOptions,
     *,
+    initial: Path | None = None,
     cache: Path | None = None,
     device: str = "",
     workers: int = 1,
@@ -136,6 +137,7 @@ def train(
         data: folder with ``labels.jsonl`` and ``images/``.
         run: folder for ``last.pt`` (full state), ``best.pt`` and ``metrics.csv``.
         options: what to train.
+        initial: checkpoint whose weights a new run starts from (fine-tuning).
         cache: folder for decoded pixels, default ``run``.
         device: ``cpu`` or ``cuda``; default CUDA where there is one.
         workers: loader processes.
@@ -164,7 +166,13 @@ def train(
     training = [i for i, r in enumerate(records) if not r.held_out]
     composer = Composer(records, pixels, training, options.crop_size, options.seed)
 
-    network = build_network(options.network).to(where, memory_format=torch.channels_last)
+    network = build_network(options.network)
+    if initial and not (run / "last.pt").exists():
+        source = load_checkpoint(initial)
+        if source["network"] != options.network:
+            raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
+        network.load_state_dict(source["weights"])
+    network = network.to(where, memory_format=torch.channels_last)
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(parameter_groups(network, options.weight_decay))
     start, best, last = 0, -math.inf, run / "last.pt"

@@ -16,7 +16,8 @@ REACH = 2
 """Candidate cells lie within this many cells of the one that holds the face's middle, on each level."""
 FACE_CELLS = ((0.0, 12.0), (1.0, 14.0), (1.5, 1e9))
 """Range of face sizes, in cells, that a level (stride 8, 16, 32) may learn."""
-MAX_CELLS = 10
+MIN_CELLS, MAX_CELLS = 3, 10
+"""Cells that learn a face: a face of few pixels has as much to say as it can, a large one not all."""
 IOU_WEIGHT = 3.0
 
 
@@ -112,7 +113,8 @@ def candidate_cells(batch: Batch, cells: Cells, strides: tuple[int, ...]) -> tup
         in_box = ((point > batch.boxes[:, None, :2]) & (point < batch.boxes[:, None, 2:])).all(-1)
         low, high = FACE_CELLS[level]
         fits = ((size / stride >= low) & (size / stride < high))[:, None]
-        allowed.append(inside & fits & (in_box | (around == 0).all(-1)))
+        near = ((point - middle[:, None]).abs() < stride).all(-1)  # a small face covers no middle but its own
+        allowed.append(inside & fits & (in_box | near))
         x, y = at[..., 0].clamp(0, width - 1), at[..., 1].clamp(0, height - 1)
         index.append(cells.starts[level] + y * width + x)
     return torch.cat(index, 1), torch.cat(allowed, 1)
@@ -151,7 +153,7 @@ def assign(
     overlap = torch.zeros_like(cost)
     cost[face, slot], overlap[face, slot] = pair_cost, iou
     best = min(MAX_CELLS, cost.shape[1])
-    count = overlap.topk(best, dim=1).values.sum(1).int().clamp(min=1)
+    count = overlap.topk(best, dim=1).values.sum(1).int().clamp(min=MIN_CELLS)
     ranked = cost.topk(best, dim=1, largest=False)
     chosen = (torch.arange(best, device=cost.device) < count[:, None]) & ranked.values.isfinite()
     face, rank = chosen.nonzero(as_tuple=True)

@@ -58,6 +58,26 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
+class HeadConv(nn.Module):
+    """Separable convolution whose weights all levels share but whose batch norms they do not.
+
+    Levels see features of different statistics. A shared batch norm normalizes each level by its own
+    batch while training, but all by one running average afterwards: the scores of the level that the
+    average fits least then collapse.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
+        self.depthwise_norms = nn.ModuleList(nn.BatchNorm2d(inputs) for _ in STRIDES)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.pointwise_norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in STRIDES)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        levels = [norm(self.depthwise(x)).relu() for norm, x in zip(self.depthwise_norms, levels, strict=True)]
+        return [norm(self.pointwise(x)).relu() for norm, x in zip(self.pointwise_norms, levels, strict=True)]
+
+
 class EdgeNet(nn.Module):
     """Backbone, top-down feature pyramid and shared head.
 
@@ -80,21 +100,23 @@ class EdgeNet(nn.Module):
             inputs = width
         self.stages = nn.ModuleList(stages)
         self.laterals = nn.ModuleList(conv(c, config.head, 1) for c in (c8, c16, c32))
-        self.shared = separable(config.head, config.head)
-        self.score = nn.Sequential(separable(config.head, config.head // 2), nn.Conv2d(config.head // 2, 1, 1))
-        self.pose = nn.Sequential(separable(config.head, config.head), nn.Conv2d(config.head, POSE_CHANNELS, 1))
+        self.shared = HeadConv(config.head, config.head)
+        self.score_tower = HeadConv(config.head, config.head // 2)
+        self.score = nn.Conv2d(config.head // 2, 1, 1)
+        self.pose_tower = HeadConv(config.head, config.head)
+        self.pose = nn.Conv2d(config.head, POSE_CHANNELS, 1)
         self._initialize()
 
     def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        score, pose = self.score[-1], self.pose[-1]
-        nn.init.normal_(score.weight, std=0.01)
-        nn.init.constant_(score.bias, -4.6)  # a face is expected in 1 % of the cells (RetinaNet, section 3.3)
-        nn.init.normal_(pose.weight, std=0.01)
-        with torch.no_grad():
-            pose.bias.copy_(torch.tensor([0, 0, 0, 1.0, 0, 0, 0, 1, 0]))  # in place, frontal
+        for output, bias in (
+            (self.score, [-4.6]),  # a face is expected in 1 % of the cells (RetinaNet, section 3.3)
+            (self.pose, [0, 0, 0, 1, 0, 0, 0, 1, 0]),  # in place, frontal
+        ):
+            nn.init.normal_(output.weight, std=0.01)
+            output.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32))
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         x = (image.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
@@ -106,8 +128,9 @@ class EdgeNet(nn.Module):
         p32 = self.laterals[2](features[3])
         p16 = self.laterals[1](features[2]) + nn.functional.interpolate(p32, scale_factor=2.0, mode="nearest")
         p8 = self.laterals[0](features[1]) + nn.functional.interpolate(p16, scale_factor=2.0, mode="nearest")
-        shared = [self.shared(p) for p in (p8, p16, p32)]
-        return [self.score(s) for s in shared], [self.pose(s) for s in shared]
+        shared = self.shared([p8, p16, p32])
+        scores = [self.score(x) for x in self.score_tower(shared)]
+        return scores, [self.pose(x) for x in self.pose_tower(shared)]
 
 
 def build_network(name: str) -> EdgeNet:
