@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from img2pose_edge.benchmarks.metrics import (
     Detections,
     GroundTruth,
@@ -22,6 +21,7 @@ from img2pose_edge.benchmarks.metrics import (
     normalize_scores,
     wider_average_precision,
 )
+
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.preprocess import PAD_VALUE, load_image
 from img2pose_edge.progress import track
@@ -130,8 +130,8 @@ def evaluate_pointing04(detect: Detect, root: Path) -> dict[str, float]:
         faces = detect(load_image(root / row["image"]), None)
         best = max(faces, key=lambda f: f.score, default=None)
         pan.append(abs(float(row["pan_deg"])))
-        known = best is not None and best.angles is not None
-        error.append(abs(best.angles[1] - float(row["pan_deg"])) if known else np.nan)
+        yaw = np.nan if best is None or best.angles is None else best.angles[1]
+        error.append(abs(yaw - float(row["pan_deg"])))
     pans, errors = np.array(pan), np.array(error)
 
     def mean(low: float, high: float) -> float:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
 from img2pose_edge.benchmarks.accuracy import Detect, Found
+
 from img2pose_edge.nms import non_maximum_suppression
 from img2pose_edge.preprocess import letterbox
+
+
+NMS_IOU = 0.3  # as OpenCV's FaceDetectorYN
 
 
 def yunet(path: Path, longest: int = 640, threads: int | None = None) -> Detect:
@@ -45,7 +48,7 @@ def yunet(path: Path, longest: int = 640, threads: int | None = None) -> Detect:
             boxes.append(np.concatenate([middle - extent / 2, middle + extent / 2], axis=1)[kept])
             scores.append(score[kept])
         every_box, every_score = np.concatenate(boxes), np.concatenate(scores)
-        keep = non_maximum_suppression(every_box, every_score, 0.45)
+        keep = non_maximum_suppression(every_box, every_score, NMS_IOU)
         return [Found(float(every_score[i]), every_box[i] / np.tile(scale, 2)) for i in keep]
 
     return detect

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from img2pose_edge import __version__
-from img2pose_edge.manifest import sha256
+from img2pose_edge.manifest import sha256, write_manifest
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES, build_network
 
@@ -94,11 +93,3 @@ def export_onnx(checkpoint: Path, out: Path, score_threshold: float = 0.4, nms_i
         "versions": {"img2pose-edge": __version__, "torch": torch.__version__.split("+")[0], "opset": OPSET},
     }
     return write_manifest(manifest, out.with_suffix(".json"))
-
-
-def write_manifest(manifest: dict[str, Any], path: Path) -> Path:
-    """Write a manifest atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
-    return path

@@ -57,7 +57,7 @@ def _skew(v: Array) -> Array:
     xp = namespace(v)
     x, y, z = v[..., 0], v[..., 1], v[..., 2]
     o = xp.zeros_like(x)
-    return xp.stack([o, -z, y, z, o, -x, -y, x, o], axis=-1).reshape(v.shape[:-1] + (3, 3))
+    return xp.stack([o, -z, y, z, o, -x, -y, x, o], axis=-1).reshape((*v.shape[:-1], 3, 3))
 
 
 # --- rotations -----------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def matrix_to_rotvec(matrix: Array) -> Array:
     yy = 1 - m[0][0] + m[1][1] - m[2][2]
     zz = 1 - m[0][0] - m[1][1] + m[2][2]
     outer = xp.stack([ww, wx, wy, wz, wx, xx, xy, xz, wy, xy, yy, yz, wz, xz, yz, zz], axis=-1)
-    outer = outer.reshape(matrix.shape[:-2] + (4, 4))
+    outer = outer.reshape((*matrix.shape[:-2], 4, 4))
     diagonal = xp.stack([ww, xx, yy, zz], axis=-1)
     best = xp.argmax(diagonal, -1)
     steps = xp.arange(4) if xp is np else xp.arange(4, device=matrix.device)
@@ -155,15 +155,13 @@ def angles_to_matrix(angles: Array) -> Array:
     """
     xp = namespace(angles)
     radians = angles * (np.pi / 180)
-    (cp, cy, cr), (sp, sy, sr) = (
-        [f(radians)[..., i] for i in range(3)] for f in (xp.cos, xp.sin)
-    )
+    (cp, cy, cr), (sp, sy, sr) = ([f(radians)[..., i] for i in range(3)] for f in (xp.cos, xp.sin))
     flat = [
         cy * cr, -cy * sr, sy,
         cp * sr - sp * sy * cr, cp * cr + sp * sy * sr, sp * cy,
         -sp * sr - cp * sy * cr, -sp * cr + cp * sy * sr, cp * cy,
     ]  # fmt: skip
-    return xp.stack(flat, axis=-1).reshape(angles.shape[:-1] + (3, 3))
+    return xp.stack(flat, axis=-1).reshape((*angles.shape[:-1], 3, 3))
 
 
 def matrix_to_angles(matrix: Array) -> Array:
@@ -220,7 +218,7 @@ def transform_intrinsics(intrinsics: Array, scale: Array, offset: Array) -> Arra
     return xp.concatenate([top, bottom], axis=-2)
 
 
-def _ray(center: Array, intrinsics: Array) -> Array:
+def pixel_rays(center: Array, intrinsics: Array) -> Array:
     """(..., 3) points at depth 1 that ``intrinsics`` images at ``center`` (..., 2)."""
     xp = namespace(center)
     y = (center[..., 1] - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1]
@@ -243,16 +241,14 @@ def ray_rotation(center: Array, intrinsics: Array) -> Array:
         (..., 3, 3); ``V @ R_local`` is the camera rotation, ``V.T @ R`` the local one.
     """
     xp = namespace(center)
-    ray = _ray(center, intrinsics)
+    ray = pixel_rays(center, intrinsics)
     ray = ray / xp.sqrt((ray * ray).sum(-1))[..., None]
     x, y, c = ray[..., 0], ray[..., 1], ray[..., 2]
     cross = _skew(xp.stack([-y, x, xp.zeros_like(x)], axis=-1))
     return _eye_like(cross) + cross + (cross @ cross) / (1 + c)[..., None, None]
 
 
-def local_to_camera(
-    center: Array, size: Array, local_rotation: Array, intrinsics: Array
-) -> tuple[Array, Array]:
+def local_to_camera(center: Array, size: Array, local_rotation: Array, intrinsics: Array) -> tuple[Array, Array]:
     """Local pose to camera rotation and translation.
 
     Args:
@@ -265,12 +261,10 @@ def local_to_camera(
         (..., 3, 3) camera rotation and (..., 3) translation in face units.
     """
     rotation = ray_rotation(center, intrinsics) @ local_rotation
-    return rotation, _ray(center, intrinsics) * (_focal(intrinsics) / size)[..., None]
+    return rotation, pixel_rays(center, intrinsics) * (_focal(intrinsics) / size)[..., None]
 
 
-def camera_to_local(
-    rotation: Array, translation: Array, intrinsics: Array
-) -> tuple[Array, Array, Array]:
+def camera_to_local(rotation: Array, translation: Array, intrinsics: Array) -> tuple[Array, Array, Array]:
     """Inverse of :func:`local_to_camera`: ``(center, size, local_rotation)``. Depth must be positive."""
     center = project(namespace(translation).zeros_like(translation)[..., None, :], rotation, translation, intrinsics)
     center = center[..., 0, :]
@@ -416,7 +410,7 @@ def solve_translation(
         (..., 3) face units.
     """
     xp = namespace(pixels)
-    rays = _ray(pixels, intrinsics[..., None, :, :])
+    rays = pixel_rays(pixels, intrinsics[..., None, :, :])
     x, y = rays[..., 0], rays[..., 1]
     turned = points @ _transpose(rotation)
     w = xp.ones_like(x) if weights is None else weights
@@ -431,7 +425,7 @@ def solve_translation(
 
 
 def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Pose of one face from its 3-D points and their pixels, by OpenCV (SQPnP, then refined).
+    """Pose of one face from its 3-D points and their pixels, by OpenCV (EPnP, then refined by Levenberg-Marquardt).
 
     Args:
         points: (N, 3) face frame, face units, N >= 4.
@@ -451,9 +445,7 @@ def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) ->
         raise ValueError(
             f"solve_pnp needs N x 3 points and N x 2 pixels with N >= 4, got {points.shape} and {pixels.shape}"
         )
-    found, rotvec, translation = cv2.solvePnP(
-        points, pixels, intrinsics, np.empty(0), flags=cv2.SOLVEPNP_SQPNP
-    )
+    found, rotvec, translation = cv2.solvePnP(points, pixels, intrinsics, np.empty(0), flags=cv2.SOLVEPNP_EPNP)
     if not found:
         raise ValueError("solve_pnp: no pose explains these pixels")
     rotvec, translation = cv2.solvePnPRefineLM(points, pixels, intrinsics, np.empty(0), rotvec, translation)

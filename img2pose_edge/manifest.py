@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,11 @@ def find_model(model: str | Path | None = None) -> Model:
             f"model {path} is not the one its manifest describes: its sha256 is {found}, expected {manifest['sha256']}"
         )
     return Model(path, manifest)
+
+
+def write_manifest(manifest: dict[str, Any], path: Path) -> Path:
+    """Write a manifest so that ``path`` holds either the old or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+    return path

@@ -42,9 +42,8 @@ def load_image(source: Any) -> np.ndarray:
         return _from_array(source)
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
-    raise TypeError(
-        f"an image must be a path, bytes, numpy array or PIL image, got {type(source).__module__}.{type(source).__name__}"
-    )
+    kind = f"{type(source).__module__}.{type(source).__name__}"
+    raise TypeError(f"an image must be a path, bytes, numpy array or PIL image, got {kind}")
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -74,9 +73,7 @@ def _from_array(image: np.ndarray, name: str = "image") -> np.ndarray:
         raise ValueError(f"{name} must be uint8 (0 to 255), got {image.dtype}{detail}: scale and convert it first")
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.ndim not in (2, 3) or channels not in (1, 3, 4):
-        raise ValueError(
-            f"{name} must be (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, got shape {image.shape}"
-        )
+        raise ValueError(f"{name} must be (H, W), (H, W, 1), (H, W, 3) BGR or (H, W, 4) BGRA, got shape {image.shape}")
     if min(image.shape[:2]) < MIN_SIDE:
         raise ValueError(
             f"{name} is {image.shape[1]}x{image.shape[0]} pixels: no face fits, at least {MIN_SIDE}x{MIN_SIDE} needed"

@@ -23,9 +23,11 @@ from img2pose_edge import geometry
 
 # iBUG landmarks of the left half and their mirror images (the midline maps to itself).
 MIRROR_68 = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
-    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40, *range(54, 47, -1), *range(59, 54, -1)]
-    + [*range(64, 59, -1), *range(67, 64, -1)]
+    [
+        *(*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *(*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)),
+    ]
 )
 # Five points as face detectors give them: eye centres, nose tip, mouth corners.
 FIVE_FROM_68 = np.zeros((5, 68))
@@ -46,7 +48,13 @@ def read_faces(labels: Path) -> list[dict]:
     return faces
 
 
-def solve_pose(points: np.ndarray, pixels: np.ndarray, local: np.ndarray, cameras: np.ndarray, weights=None):
+def solve_pose(
+    points: np.ndarray,
+    pixels: np.ndarray,
+    local: np.ndarray,
+    cameras: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Camera rotations and translations of faces with known local rotations, (F, 3, 3) and (F, 3)."""
     center = pixels.mean(1)
     for _ in range(3):  # the ray to the face depends on the translation, a little
@@ -74,7 +82,7 @@ def structure_from_known_motion(
         error = (geometry.project(points, rotation, translation, cameras) - pixels) / size[:, None, None]
         weights = 1 / (1 + (np.linalg.norm(error, axis=-1) / 0.05) ** 2)  # Cauchy, 5 % of a face unit
         # A pixel (x, y) gives two equations linear in the point: (r1 - x r3) X = x tz - tx, and so for y.
-        xy = geometry._ray(pixels, cameras[:, None])[..., :2]
+        xy = geometry.pixel_rays(pixels, cameras[:, None])[..., :2]
         rows = rotation[:, None, :2, :] - xy[..., None] * rotation[:, None, 2:, :]
         target = xy * translation[:, None, 2:] - translation[:, None, :2]
         # Divided by depth the residual is in normalized image units; near and far faces then count the same.
@@ -150,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("reference_face.npz"))
     options = parser.parse_args()
     arrays = build(options.labels, options.canonical)
-    np.savez_compressed(options.out, **arrays)
+    np.savez_compressed(options.out, **arrays)  # type: ignore[arg-type]
     print(f"wrote {options.out}: " + ", ".join(f"{k} {v.shape}" for k, v in arrays.items()))
 
 

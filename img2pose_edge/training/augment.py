@@ -18,6 +18,11 @@ from img2pose_edge.training.data import Faces, PixelCache, Record, pose_from_box
 FILL = 127
 MIN_FACE, MAX_FACE = 6.0, 300.0
 """Faces outside this range of sizes, in pixels of the training picture, are ignored, not learnt."""
+SCENES = {"wider": 0.82, "masks": 0.18}
+PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
+"""Shares of the collections among scenes and among portraits."""
+SCENE, MOSAIC = 0.68, 0.22
+"""Shares of pictures that are one scene, or four portraits; the rest are one portrait."""
 FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
 
 
@@ -109,25 +114,20 @@ def adjust_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.1:
         quality = int(rng.integers(20, 80))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     if rng.random() < 0.08:
-        noise = np.empty(image.shape, np.int16)
-        cv2.setRNGSeed(int(rng.integers(2**31)))
-        cv2.randn(noise, 0, rng.uniform(3, 14))
-        image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(3, 14))
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
 
 
 class Composer:
     """Makes training pictures of ``size`` pixels square out of labelled images.
 
-    Scenes (collections in ``SCENES``: many faces, mostly small) are cropped at random scales; portraits
+    Scenes (collections in :data:`SCENES`: many faces, mostly small) are cropped at random scales; portraits
     (the rest: few faces, large) fill a whole picture or share one, four at a time.
     """
-
-    SCENES = {"wider": 0.82, "masks": 0.18}
-    PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
-    SCENE, MOSAIC = 0.68, 0.22  # probabilities; the rest are whole-picture portraits
 
     def __init__(self, records: list[Record], pixels: PixelCache, indices: list[int], size: int, seed: int) -> None:
         self.records, self.pixels, self.size, self.seed = records, pixels, size, seed
@@ -137,8 +137,8 @@ class Composer:
         groups: dict[str, list[int]] = {}
         for i in useful:
             groups.setdefault(records[i].collection, []).append(i)
-        self.scenes = self._weighted(groups, self.SCENES) or self._weighted(groups, dict.fromkeys(groups, 1.0))
-        others = {name: self.PORTRAITS.get(name, 0.2) for name in groups if name not in self.SCENES}
+        self.scenes = self._weighted(groups, SCENES) or self._weighted(groups, dict.fromkeys(groups, 1.0))
+        others = {name: PORTRAITS.get(name, 0.2) for name in groups if name not in SCENES}
         self.portraits = self._weighted(groups, others) or self.scenes
 
     @staticmethod
@@ -159,17 +159,15 @@ class Composer:
         fill = FILL if rng.random() < 0.7 else int(rng.integers(256))
         canvas = np.full((self.size, self.size, 3), fill, np.uint8)
         draw = rng.random()
-        if draw < self.SCENE:
+        if draw < SCENE:
             parts = [self._scene(canvas, rng)]
-        elif draw < self.SCENE + self.MOSAIC:
+        elif draw < SCENE + MOSAIC:
             half = self.size // 2
             corners = [(x, y) for y in (0, half) for x in (0, half)]
             parts = [self._portrait(canvas, x, y, half, rng) for x, y in corners]
         else:
             parts = [self._portrait(canvas, 0, 0, self.size, rng)]
-        faces = Faces(
-            *(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__)
-        )
+        faces = Faces(*(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__))
         cameras = np.concatenate([np.broadcast_to(k, (len(f), 3, 3)) for f, k in parts])
         return Sample(adjust_colors(canvas, rng), faces, cameras)
 

@@ -151,9 +151,7 @@ class PixelCache:
                 image = cv2.imread(str(root / record.image), cv2.IMREAD_COLOR)
                 if image is None or image.shape != shape:
                     found = "unreadable" if image is None else f"{image.shape[1]}x{image.shape[0]}"
-                    raise ValueError(
-                        f"{root / record.image} is {found}; its label says {record.width}x{record.height}"
-                    )
+                    raise ValueError(f"{root / record.image} is {found}; its label says {record.width}x{record.height}")
                 pixels[start : start + size] = image.ravel()
             pixels.flush()
             os.replace(partial, path)

@@ -172,7 +172,7 @@ def train(
         if source["network"] != options.network:
             raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
         network.load_state_dict(source["weights"])
-    network = network.to(where, memory_format=torch.channels_last)
+    network = network.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(parameter_groups(network, options.weight_decay))
     start, best, last = 0, -math.inf, run / "last.pt"
@@ -205,10 +205,10 @@ def train(
 
     # Sample i of the run is the same whoever draws it: a rank takes every world-th of them.
     order = range(start * options.batch_size + rank, options.steps * options.batch_size, world)
-    loader = DataLoader(
+    loader: DataLoader[Batch] = DataLoader(
         composer,  # type: ignore[arg-type]
         batch_size=options.batch_size // world,
-        sampler=order,  # type: ignore[arg-type]
+        sampler=order,
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=limit_worker_threads,
@@ -243,7 +243,7 @@ def train(
                 log.write(step=done, learning_rate=rate, **sums)
             sums = {}
         if rank == 0 and log and (done % validate_every == 0 or done == options.steps):
-            judge = build_network(options.network).to(where, memory_format=torch.channels_last)
+            judge = build_network(options.network).to(where)
             judge.load_state_dict(average)
             found = validate(judge.eval(), records, pixels, where)
             log.write(step=done, **found)

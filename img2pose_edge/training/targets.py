@@ -89,12 +89,10 @@ def lay_out_cells(shapes: list[tuple[int, int]], strides: tuple[int, ...], devic
 def predict_boxes(center: Tensor, size: Tensor, local: Tensor, intrinsics: Tensor) -> Tensor:
     """(P, 4) projected boxes of local poses: those of the head ellipsoid."""
     reference = load_reference()
-    ellipsoid = [
-        torch.tensor(a, dtype=center.dtype, device=center.device)
-        for a in (reference.ellipsoid_center, reference.ellipsoid_axes)
-    ]
+    middle = torch.tensor(reference.ellipsoid_center, dtype=center.dtype, device=center.device)
+    axes = torch.tensor(reference.ellipsoid_axes, dtype=center.dtype, device=center.device)
     rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
-    return geometry.project_ellipsoid_box(*ellipsoid, rotation, translation, intrinsics)
+    return geometry.project_ellipsoid_box(middle, axes, rotation, translation, intrinsics)
 
 
 def candidate_cells(batch: Batch, cells: Cells, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:

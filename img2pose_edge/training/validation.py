@@ -41,9 +41,7 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
     return make_faces(*found, scale, camera, NMS_IOU)
 
 
-def validate(
-    network: nn.Module, records: list[Record], pixels: PixelCache, device: torch.device
-) -> dict[str, float]:
+def validate(network: nn.Module, records: list[Record], pixels: PixelCache, device: torch.device) -> dict[str, float]:
     """Detection and pose figures on the held-out records.
 
     Returns:

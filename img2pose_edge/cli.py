@@ -1,0 +1,257 @@
+"""Command line: ``img2pose-edge detect | demo | train | export | evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from img2pose_edge.detector import PoseDetector
+from img2pose_edge.draw import draw_faces
+from img2pose_edge.face import Face
+from img2pose_edge.manifest import write_manifest
+from img2pose_edge.preprocess import load_image
+from img2pose_edge.progress import track
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Image files named by paths, folders (searched below) and globs, in order, without repeats.
+
+    Raises:
+        FileNotFoundError: for a folder without images, or a pattern that matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not matches:
+                raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
+        elif path.exists() or not glob.has_magic(pattern):
+            matches = [path]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+            if not matches:
+                raise FileNotFoundError(f"no image matches {pattern}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def table(faces: Sequence[Face]) -> str:
+    """Faces as lines of text: score, box, angles in degrees, translation in millimetres."""
+    lines = [f"{'score':>5}  {'box x1,y1,x2,y2':>23}  {'pitch':>6} {'yaw':>6} {'roll':>6}  {'x, y, z mm':>20}"]
+    for face in faces:
+        box = ",".join(f"{v:.0f}" for v in face.box)
+        where = ", ".join(f"{v:.0f}" for v in face.translation_mm)
+        lines.append(f"{face.score:5.2f}  {box:>23}  {face.pitch:6.1f} {face.yaw:6.1f} {face.roll:6.1f}  {where:>20}")
+    return "\n".join(lines)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` holds either the old or the new content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def write_picture(path: Path, image: Any) -> None:
+    """Encode by the path's suffix and write atomically."""
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES:
+        raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")
+    write_file(path, cv2.imencode(suffix, image)[1].tobytes())
+
+
+def drawn_path(source: Path, out: Path, alone: bool) -> Path:
+    """Where the drawing of ``source`` goes: ``out`` itself for one image, else a file in folder ``out``."""
+    return out if alone and out.suffix.lower() in IMAGE_SUFFIXES else out / f"{source.stem}.png"
+
+
+def detector_from(options: argparse.Namespace) -> PoseDetector:
+    return PoseDetector(
+        model=options.model,
+        engine=options.engine,
+        input_size=options.input_size,
+        score_threshold=options.score_threshold,
+        nms_iou=options.nms_iou,
+        threads=options.threads,
+    )
+
+
+def detect(options: argparse.Namespace) -> int:
+    paths = find_images(options.paths)
+    alone = len(paths) == 1
+    if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(f"--draw {options.draw} is one file but there are {len(paths)} images: name a folder")
+    detector = detector_from(options)
+    results, bad, taken = [], [], set()
+    for path in track(paths, "detecting") if not alone else paths:
+        try:
+            image = load_image(path)
+            faces = detector.detect(image)
+        except (ValueError, OSError) as error:
+            bad.append(f"{error}")
+            continue
+        results.append({"image": str(path), "faces": [f.to_dict() for f in faces]})
+        if not options.json:
+            print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
+            if faces:
+                print(table(faces))
+        if options.draw:
+            target = drawn_path(path, options.draw, alone)
+            while target in taken:  # two folders may hold files of one name
+                target = target.with_name(f"{target.stem}_{target.suffix}")
+            taken.add(target)
+            write_picture(target, draw_faces(image, faces))
+    if options.json:
+        text = json.dumps(results, indent=1) + "\n"
+        if str(options.json) == "-":
+            print(text, end="")
+        else:
+            write_file(options.json, text.encode())
+    for line in bad:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise ImportError("the demo's photograph comes with scikit-image: pip install scikit-image") from error
+    image = cv2.cvtColor(astronaut(), cv2.COLOR_RGB2BGR)
+    faces = detector_from(options).detect(image)
+    write_picture(options.out, draw_faces(image, faces))
+    print(table(faces))
+    print(f"wrote {options.out}")
+    return 0
+
+
+def train(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.loop import TrainOptions
+    from img2pose_edge.training.loop import train as run
+
+    fields = TrainOptions.__dataclass_fields__
+    chosen = TrainOptions(**{name: getattr(options, name) for name in fields})
+    print(
+        run(
+            options.data,
+            options.run,
+            chosen,
+            initial=options.initial,
+            cache=options.cache,
+            device=options.device,
+            workers=options.workers,
+        )
+    )
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from img2pose_edge.export.onnx import export_onnx
+
+    print(export_onnx(options.checkpoint, options.out))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from img2pose_edge.benchmarks.accuracy import detect_by
+    from img2pose_edge.benchmarks.accuracy import evaluate as measure
+
+    detector = detector_from(options)
+    figures = measure(detect_by(detector), options.data)
+    for name, values in figures.items():
+        print(name)
+        for key, value in values.items():
+            print(f"  {key:20} {value:.3f}" if isinstance(value, float) else f"  {key:20} {value}")
+    if options.json:
+        write_file(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+    if options.write_manifest:
+        rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in figures.items()}
+        path = detector.model.path.with_suffix(".json")
+        write_manifest({**detector.model.manifest, "metrics": rounded}, path)
+        print(f"wrote {path}")
+    return 0
+
+
+def add_detector_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="bundled model's name, or path of a model (default: the bundled edge-n)")
+    parser.add_argument("--engine", default="auto", help="auto, onnxruntime or openvino")
+    parser.add_argument("--input-size", type=int, metavar="PX", help="longest side the network sees")
+    parser.add_argument("--score-threshold", type=float, metavar="P", help="least score of a face")
+    parser.add_argument("--nms-iou", type=float, metavar="IOU", help="overlap above which two faces are one")
+    parser.add_argument("--threads", type=int, help="threads of the engine")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="img2pose-edge", description="Every face in a picture with its 6DoF pose.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    p = commands.add_parser("detect", help="find faces and poses in photographs")
+    p.add_argument("paths", nargs="+", metavar="PATH", help="files, folders (searched below) or globs")
+    p.add_argument("--draw", type=Path, metavar="OUT", help="annotated picture, or folder for many")
+    p.add_argument("--json", type=Path, metavar="OUT", help="results as JSON ('-' prints them)")
+    add_detector_options(p)
+    p.set_defaults(do=detect)
+
+    p = commands.add_parser("demo", help="annotate the astronaut photograph of scikit-image")
+    p.add_argument("--out", type=Path, default=Path("demo.png"))
+    add_detector_options(p)
+    p.set_defaults(do=demo)
+
+    p = commands.add_parser("train", help="train a network, or go on with an interrupted run")
+    p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/")
+    p.add_argument("--run", type=Path, required=True, help="folder for checkpoints and metrics.csv")
+    p.add_argument("--network", default="edge-n", help="edge-n or edge-s")
+    p.add_argument("--steps", type=int, default=14000)
+    p.add_argument("--batch-size", type=int, default=48)
+    p.add_argument("--crop-size", type=int, default=320, help="pixels, a multiple of 32")
+    p.add_argument("--learning-rate", type=float, default=2e-3)
+    p.add_argument("--weight-decay", type=float, default=0.02)
+    p.add_argument("--warmup-steps", type=int, default=500)
+    p.add_argument("--ema-decay", type=float, default=0.999)
+    p.add_argument("--clip-norm", type=float, default=10.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
+    p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")
+    p.add_argument("--device", default="", help="cpu or cuda (default: CUDA where there is one)")
+    p.add_argument("--workers", type=int, default=1, help="loader processes")
+    p.set_defaults(do=train)
+
+    p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.set_defaults(do=export)
+
+    p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D and Pointing'04")
+    p.add_argument("--data", type=Path, required=True, help="folder with wider/, aflw2000/ and pointing04/")
+    p.add_argument("--json", type=Path, metavar="OUT")
+    p.add_argument("--write-manifest", action="store_true", help="record the figures in the model's manifest")
+    add_detector_options(p)
+    p.set_defaults(do=evaluate)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.do(options))
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

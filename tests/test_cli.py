@@ -1,0 +1,79 @@
+"""The command line, run as a person would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from img2pose_edge.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    (tmp_path / "in" / "more").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "in/a.jpg"), astronaut)
+    cv2.imwrite(str(tmp_path / "in/more/a.png"), astronaut[:, ::-1])
+    cv2.imwrite(str(tmp_path / "in/sky.png"), np.full((64, 64, 3), 200, np.uint8))
+    return tmp_path / "in"
+
+
+def test_one_photograph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "drawn.png"
+    assert main(["detect", str(folder / "a.jpg"), "--draw", str(out)]) == 0
+    assert "1 face\n" in capsys.readouterr().out
+    drawn, plain = cv2.imread(str(out)), cv2.imread(str(folder / "a.jpg"))
+    changed = (drawn != plain).any(2)
+    assert changed[60:170, 180:270].mean() > 0.4, "the mask covers the face"
+    assert changed[250:].mean() == 0, "nothing else is touched"
+
+
+def test_a_folder_with_bad_files_goes_on_and_tells(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text.jpg").write_text("no photograph")
+    (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:5000])
+    out = tmp_path / "out.json"
+    assert main(["detect", str(folder), "--json", str(out), "--draw", str(tmp_path / "drawn")]) == 1
+    errors = capsys.readouterr().err
+    assert "text.jpg" in errors
+    assert "cut.jpg" in errors
+    results = json.loads(out.read_text())
+    assert [len(r["faces"]) for r in results] == [1, 1, 0]
+    assert set(results[0]["faces"][0]) >= {"score", "box", "pose", "pitch", "yaw", "roll", "translation_mm"}
+    assert len(list((tmp_path / "drawn").iterdir())) == 3, "two files of one name keep a drawing each"
+
+
+def test_globs_and_json_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", str(folder / "**/*.png"), str(folder / "sky.png"), "--json", "-"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "none.jpg"], "none.jpg"),
+        (["detect", "none/*.jpg"], "none/*.jpg"),
+        (["detect", "{folder}/more", "--engine", "abacus"], "abacus"),
+        (["detect", "{folder}/a.jpg", "--model", "none.onnx"], "none.onnx"),
+        (["detect", "{folder}", "--draw", "{folder}/one.png"], "name a folder"),
+        (["evaluate", "--data", "nowhere"], "nowhere"),
+        (["train", "--data", "nowhere", "--run", "{folder}/run"], "labels.jsonl"),
+        (["export", "--checkpoint", "none.pt", "--out", "{folder}/x.onnx"], "none.pt"),
+        (["export", "--checkpoint", "{folder}/a.jpg", "--out", "{folder}/x.onnx"], "a.jpg"),
+    ],
+)
+def test_mistakes_are_named(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([a.replace("{folder}", str(folder)) for a in arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo.png")]) == 0
+    assert cv2.imread(str(tmp_path / "demo.png")).shape == (512, 512, 3)
+    assert "pitch" in capsys.readouterr().out

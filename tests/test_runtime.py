@@ -1,0 +1,315 @@
+"""``detect_poses`` on a real photograph, in every form it may come, and with everything that may be wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import ASTRONAUT_BOX
+
+from img2pose_edge import Face, PoseDetector, detect_poses, geometry
+from img2pose_edge.benchmarks.metrics import pairwise_iou
+from img2pose_edge.decode import candidates
+from img2pose_edge.detector import make_faces
+from img2pose_edge.manifest import bundled_models, find_model
+from img2pose_edge.nms import non_maximum_suppression
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.preprocess import letterbox, load_image
+
+
+def assert_astronaut(faces: list[Face], scale: float = 1.0) -> None:
+    assert len(faces) == 1
+    face = faces[0]
+    assert pairwise_iou(face.box[None], ASTRONAUT_BOX[None] * scale)[0, 0] > 0.7
+    assert abs(face.yaw) < 10
+    assert abs(face.roll) < 10
+    assert abs(face.pitch) < 15
+
+
+def test_finds_the_astronaut(astronaut: np.ndarray) -> None:
+    faces = detect_poses(astronaut)
+    assert_astronaut(faces)
+    face = faces[0]
+    # All parts of the result tell of one pose.
+    rotation, translation = geometry.decompose_pose(face.pose)
+    np.testing.assert_allclose(rotation, face.rotation, atol=1e-9)
+    np.testing.assert_allclose(face.translation, translation)
+    np.testing.assert_allclose(face.translation_mm, translation * geometry.FACE_UNIT_MM)
+    np.testing.assert_allclose(geometry.matrix_to_angles(face.local_rotation), face.angles)
+    camera = geometry.default_intrinsics(512, 512)
+    np.testing.assert_allclose(geometry.camera_to_local(rotation, translation, camera)[2], face.local_rotation)
+    points = load_reference().points68
+    np.testing.assert_allclose(geometry.project(points, rotation, translation, camera), face.landmarks68)
+    eyes = face.landmarks68[[36, 45]].mean(0)
+    assert np.linalg.norm(eyes - [224, 104]) < 12  # between her eyes
+    assert json.loads(json.dumps(face.to_dict()))["landmarks68"][0] == pytest.approx(face.landmarks68[0], abs=0.01)
+    assert "yaw" in repr(face)
+
+
+def test_every_form_of_an_image_gives_the_same_faces(astronaut: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "astronaut.png"
+    cv2.imwrite(str(path), astronaut)
+    rgb = cv2.cvtColor(astronaut, cv2.COLOR_BGR2RGB)
+    wide = np.zeros((512, 1024, 3), np.uint8)
+    wide[:, ::2] = astronaut
+    forms = {
+        "path": path,
+        "string": str(path),
+        "bytes": path.read_bytes(),
+        "PIL": PIL.Image.fromarray(rgb),
+        "BGRA": cv2.cvtColor(astronaut, cv2.COLOR_BGR2BGRA),
+        "non-contiguous": wide[:, ::2],
+        "reversed channels": rgb[..., ::-1],
+        "Fortran order": np.asfortranarray(astronaut),
+    }
+    expected = detect_poses(astronaut)[0]
+    for name, form in forms.items():
+        found = detect_poses(form)
+        assert len(found) == 1, name
+        np.testing.assert_allclose(found[0].pose, expected.pose, atol=1e-4, err_msg=name)
+    for grey in (cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY), cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)[..., None]):
+        assert_astronaut(detect_poses(grey))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("model", bundled_models())
+def test_every_engine_gives_the_same_faces(engine: str, model: str, astronaut: np.ndarray) -> None:
+    pytest.importorskip(engine)
+    faces = detect_poses(astronaut, model=model, engine=engine, threads=1)
+    assert_astronaut(faces)
+    reference = detect_poses(astronaut, model=model, engine="onnxruntime")[0]
+    assert faces[0].score == pytest.approx(reference.score, abs=0.01)
+    np.testing.assert_allclose(faces[0].box, reference.box, atol=1)
+    np.testing.assert_allclose(faces[0].angles, reference.angles, atol=0.5)
+
+
+def test_sizes_and_shapes(astronaut: np.ndarray) -> None:
+    large = cv2.resize(astronaut, (1536, 1536))
+    assert_astronaut(detect_poses(large), scale=3)
+    assert_astronaut(detect_poses(astronaut, input_size=256))
+    assert_astronaut(detect_poses(astronaut[:333, :471]))
+    assert detect_poses(np.full((480, 640, 3), 90, np.uint8)) == []
+    assert detect_poses(np.zeros((8, 3000, 3), np.uint8)) == []
+
+
+def test_mirrored_image_gives_the_mirrored_pose(astronaut: np.ndarray) -> None:
+    straight, mirrored = detect_poses(astronaut)[0], detect_poses(astronaut[:, ::-1])[0]
+    assert mirrored.yaw == pytest.approx(-straight.yaw, abs=6)
+    assert mirrored.roll == pytest.approx(-straight.roll, abs=6)
+    assert mirrored.pitch == pytest.approx(straight.pitch, abs=6)
+    assert mirrored.translation[0] == pytest.approx(-straight.translation[0], abs=0.3)
+
+
+@pytest.mark.parametrize("degrees", [-30, -15, 15, 30])
+def test_turning_the_image_turns_the_pose(astronaut: np.ndarray, degrees: float) -> None:
+    matrix = cv2.getRotationMatrix2D((224, 115), -degrees, 1.0)  # OpenCV counts counter-clockwise
+    turned = cv2.warpAffine(astronaut, matrix, (512, 512), borderMode=cv2.BORDER_REPLICATE)
+    straight, face = detect_poses(astronaut)[0], detect_poses(turned)[0]
+    assert face.roll - straight.roll == pytest.approx(degrees, abs=7)
+
+
+def test_calibrated_camera_gives_metric_translation(astronaut: np.ndarray) -> None:
+    camera = geometry.default_intrinsics(512, 512)
+    twice = camera.copy()
+    twice[[0, 1], [0, 1]] *= 2
+    near = PoseDetector(intrinsics=camera)(astronaut)[0]
+    far = detect_poses(astronaut, intrinsics=twice)[0]
+    assert far.translation[2] == pytest.approx(2 * near.translation[2])
+    np.testing.assert_allclose(far.local_rotation, near.local_rotation, atol=1e-9)
+    np.testing.assert_allclose(near.pose, detect_poses(astronaut)[0].pose)
+
+
+def test_thresholds(astronaut: np.ndarray) -> None:
+    assert detect_poses(astronaut, score_threshold=1.0) == []
+    many = detect_poses(astronaut, score_threshold=0.0)
+    assert len(many) > 10
+    assert [f.score for f in many] == sorted((f.score for f in many), reverse=True)
+    assert len(detect_poses(astronaut, nms_iou=1.0)) > 1
+
+
+def test_letterbox_keeps_ratio_and_pads_to_the_multiple() -> None:
+    pixels, scale = letterbox(np.zeros((300, 1000, 3), np.uint8), 640, 32)
+    assert pixels.shape == (192, 640, 3)
+    np.testing.assert_allclose(scale, 0.64)
+    small = np.zeros((96, 64, 3), np.uint8)
+    assert letterbox(small, 640, 32)[0] is small, "a fitting image is not copied"
+
+
+def test_decoding_places_a_cell_exactly() -> None:
+    scores = [np.full((1, 1, 4, 4), -9.0, np.float32)]
+    poses = [np.zeros((1, 9, 4, 4), np.float32)]
+    scores[0][0, 0, 2, 1] = 3
+    poses[0][0, :, 2, 1] = [0.25, -0.5, np.log(5), 1, 0, 0, 0, 1, 0]
+    score, center, size, local = candidates(scores, poses, [16], 0.5)
+    assert score == pytest.approx([1 / (1 + np.exp(-3))])
+    np.testing.assert_allclose(center, [[(1.5 + 0.25) * 16, (2.5 - 0.5) * 16]])
+    np.testing.assert_allclose(size, 16 * 2 * 5, rtol=1e-6)
+    np.testing.assert_allclose(local[0], np.eye(3), atol=1e-6)
+    face = make_faces(score, center, size, local, np.array([0.5, 0.5]), geometry.default_intrinsics(128, 128), 0.4)[0]
+    seen = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)
+    np.testing.assert_allclose(seen[0], center[0] * 2)
+    np.testing.assert_allclose(seen[1], size[0] * 2)
+
+
+def test_nms_keeps_the_best_of_overlapping_boxes() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30.0]])
+    assert non_maximum_suppression(boxes, np.array([0.5, 0.9, 0.3]), 0.4).tolist() == [1, 2]
+    assert non_maximum_suppression(np.empty((0, 4)), np.empty(0), 0.4).tolist() == []
+
+
+def test_one_detector_serves_many_threads(astronaut: np.ndarray) -> None:
+    detector, results = PoseDetector(threads=1), []
+    images = [astronaut, np.ascontiguousarray(astronaut[:, ::-1])] * 4
+    jobs = [threading.Thread(target=lambda i=i: results.append((i, detector(images[i])[0].yaw))) for i in range(8)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    expected = [detector(image)[0].yaw for image in images[:2]]
+    assert len(results) == 8
+    assert all(yaw == pytest.approx(expected[i % 2], abs=1e-4) for i, yaw in results)
+
+
+BAD_ARRAYS = {
+    "float32": (np.zeros((64, 64, 3), np.float32), "uint8.*float32"),
+    "NaN": (np.full((64, 64, 3), np.nan), "NaN"),
+    "uint16": (np.zeros((64, 64, 3), np.uint16), "uint16"),
+    "bool": (np.zeros((64, 64), bool), "bool"),
+    "object": (np.array([[None]]), "object"),
+    "empty": (np.zeros((0, 0, 3), np.uint8), "0x0"),
+    "no width": (np.zeros((64, 0, 3), np.uint8), "0x64"),
+    "1x1": (np.zeros((1, 1, 3), np.uint8), "1x1"),
+    "2 channels": (np.zeros((64, 64, 2), np.uint8), r"\(64, 64, 2\)"),
+    "5 channels": (np.zeros((64, 64, 5), np.uint8), r"\(64, 64, 5\)"),
+    "batch": (np.zeros((1, 64, 64, 3), np.uint8), r"\(1, 64, 64, 3\)"),
+    "1-D": (np.zeros(64, np.uint8), r"\(64,\)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_bad_arrays_are_named(name: str) -> None:
+    image, message = BAD_ARRAYS[name]
+    with pytest.raises(ValueError, match=message):
+        detect_poses(image)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("part", [0.02, 0.5, 0.97])
+def test_truncated_files_are_named(astronaut: np.ndarray, tmp_path: Path, suffix: str, part: float) -> None:
+    data = cv2.imencode(suffix, astronaut)[1].tobytes()
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(ValueError, match="cut"):
+        detect_poses(path)
+    assert_astronaut(detect_poses(data))
+
+
+def test_other_things_that_are_no_images(tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("this is not a photograph")
+    with pytest.raises(ValueError, match=r"text\.jpg"):
+        detect_poses(text)
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    with pytest.raises(ValueError, match="empty"):
+        detect_poses(empty)
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        detect_poses(tmp_path / "none.jpg")
+    with pytest.raises(ValueError, match="folder"):
+        detect_poses(tmp_path)
+    with pytest.raises(TypeError, match="int"):
+        detect_poses(7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold"),
+        ({"score_threshold": float("nan")}, "score_threshold"),
+        ({"nms_iou": -0.1}, "nms_iou"),
+        ({"input_size": 0}, "input_size"),
+        ({"input_size": 3.5}, "input_size"),
+        ({"threads": 0}, "threads"),
+        ({"engine": "abacus"}, "abacus.*onnxruntime"),
+        ({"intrinsics": np.eye(2)}, "intrinsics"),
+        ({"intrinsics": np.diag([-1.0, 1, 1])}, "intrinsics"),
+        ({"intrinsics": np.full((3, 3), np.nan)}, "intrinsics"),
+    ],
+)
+def test_bad_options_are_named(options: dict, message: str, astronaut: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=message):
+        detect_poses(astronaut, **options)
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "img2pose_edge.engines.ov", raising=False)
+    with pytest.raises(ImportError, match=r"img2pose-edge\[openvino\]"):
+        PoseDetector(engine="openvino")(astronaut)
+
+
+def copy_model(folder: Path) -> Path:
+    model = find_model()
+    shutil.copy(model.path, folder / model.path.name)
+    shutil.copy(model.path.with_suffix(".json"), folder)
+    return folder / model.path.name
+
+
+def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronaut: np.ndarray) -> None:
+    path = copy_model(tmp_path)
+    manifest = path.with_suffix(".json")
+    assert_astronaut(detect_poses(astronaut, model=path))
+    with pytest.raises(FileNotFoundError, match=r"nothing.*edge-n"):
+        PoseDetector("nothing")
+    whole = manifest.read_text()
+    manifest.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        PoseDetector(path)
+    manifest.write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match="lacks file"):
+        PoseDetector(path)
+    manifest.write_text(whole)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(ValueError, match="sha256"):
+        PoseDetector(path)
+    manifest.unlink()
+    with pytest.raises(FileNotFoundError, match="manifest"):
+        PoseDetector(path)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, time, numpy, cv2; t = time.perf_counter(); import img2pose_edge;"
+        "print(time.perf_counter() - t, 'torch' in sys.modules, 'onnxruntime' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(3)
+    ]
+    assert all(run[1:] == ["False", "False"] for run in runs)
+    assert min(float(run[0]) for run in runs) < 0.150
+
+
+def test_the_model_is_loaded_once_and_late(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> None:
+    import img2pose_edge.detector as module
+
+    loads = []
+    real = module.load_engine
+    monkeypatch.setattr(module, "load_engine", lambda *a: loads.append(a) or real(*a))
+    module._shared_detector.cache_clear()
+    detector = PoseDetector()
+    assert loads == []
+    for _ in range(3):
+        detector(astronaut)
+        detect_poses(astronaut)
+    assert len(loads) == 2
