@@ -146,7 +146,7 @@ def train(options: argparse.Namespace) -> int:
     print(
         run(
             options.data,
-            options.run,
+            options.out,
             chosen,
             initial=options.initial,
             cache=options.cache,
@@ -211,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("train", help="train a network, or go on with an interrupted run")
     p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/")
-    p.add_argument("--run", type=Path, required=True, help="folder for checkpoints and metrics.csv")
+    p.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoints and metrics.csv")
     p.add_argument("--network", default="edge-n", help="edge-n or edge-s")
     p.add_argument("--steps", type=int, default=14000)
     p.add_argument("--batch-size", type=int, default=48)

@@ -15,6 +15,7 @@ from img2pose_edge import geometry
 
 SHARED = Path(os.environ.get("IMG2POSE_EDGE_SHARED", Path(__file__).parents[2] / "shared"))
 ASTRONAUT_BOX = np.array([178.0, 60.0, 270.0, 170.0])
+ASTRONAUT_POINTS = np.array([[205.0, 103], [244, 101], [226, 127], [209, 146], [245, 144]])
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +52,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -
                             {
                                 "box": (ASTRONAUT_BOX * size / 512).tolist(),
                                 "source": "detector",
+                                "landmarks": (ASTRONAUT_POINTS * size / 512).tolist(),
                                 "angles": [-5.0, 1.0, 3.0],
                                 "spread": 1.0,
                             }

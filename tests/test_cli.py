@@ -61,7 +61,7 @@ def test_globs_and_json_on_the_terminal(folder: Path, capsys: pytest.CaptureFixt
         (["detect", "{folder}/a.jpg", "--model", "none.onnx"], "none.onnx"),
         (["detect", "{folder}", "--draw", "{folder}/one.png"], "name a folder"),
         (["evaluate", "--data", "nowhere"], "nowhere"),
-        (["train", "--data", "nowhere", "--run", "{folder}/run"], "labels.jsonl"),
+        (["train", "--data", "nowhere", "--out", "{folder}/run"], "labels.jsonl"),
         (["export", "--checkpoint", "none.pt", "--out", "{folder}/x.onnx"], "none.pt"),
         (["export", "--checkpoint", "{folder}/a.jpg", "--out", "{folder}/x.onnx"], "a.jpg"),
     ],

@@ -1,0 +1,344 @@
+"""Data, augmentation, targets, losses, the loop: that what they say is so, and that a run survives its death."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+from img2pose_edge import PoseDetector, geometry
+from img2pose_edge.export.onnx import export_onnx
+from img2pose_edge.pose_references import load_reference
+from img2pose_edge.preprocess import letterbox
+from img2pose_edge.training.augment import Composer, Placement, Sample, place_faces
+from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
+from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
+from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
+from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, build_network
+from img2pose_edge.training.objective import edge_loss, flatten_maps
+from img2pose_edge.training.targets import assign, ignored_cells, lay_out_cells
+from img2pose_edge.training.validation import detect_with
+
+OUT = Path(__file__).parents[1] / "out"
+
+
+def reference_landmarks(center: np.ndarray, size: np.ndarray, local: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    points = load_reference().points5.astype(float)
+    return geometry.project(points, *geometry.local_to_camera(center, size, local, camera), camera)
+
+
+def synthetic_faces(camera: np.ndarray) -> tuple[Faces, np.ndarray, np.ndarray]:
+    """Three faces whose boxes and landmarks follow exactly from known local poses."""
+    center = np.array([[200.0, 150], [420, 300], [500, 100]])
+    size = np.array([60.0, 30, 15])
+    local = geometry.angles_to_matrix(np.array([[5.0, -30, 10], [-20, 60, 0], [0, 0, -25]]))
+    reference = load_reference()
+    boxes = geometry.project_ellipsoid_box(
+        reference.ellipsoid_center.astype(float),
+        reference.ellipsoid_axes.astype(float),
+        *geometry.local_to_camera(center, size, local, camera),
+        camera,
+    )
+    landmarks = reference_landmarks(center, size, local, camera)
+    return Faces(boxes, local, np.ones(3), landmarks, np.zeros(3, bool)), center, size
+
+
+def test_pose_from_boxes_inverts_the_projection(camera: np.ndarray) -> None:
+    faces, center, size = synthetic_faces(camera)
+    found = pose_from_boxes(faces, camera)
+    np.testing.assert_allclose(found[0], center, atol=0.5)
+    np.testing.assert_allclose(found[1], size, rtol=0.01)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("degrees", [0.0, 25.0, -70.0])
+def test_placement_moves_pixels_boxes_landmarks_and_poses_together(
+    camera: np.ndarray, degrees: float, flip: bool
+) -> None:
+    faces, center, size = synthetic_faces(camera)
+    placement = Placement(np.array([200.0, 150]), np.array([90.0, 70]), 0.8, degrees, flip)
+    moved, crop = place_faces(faces, camera, placement)
+    matrix = placement.matrix
+    centers = center @ matrix[:, :2].T + matrix[:, 2]
+    # The pose, seen by the crop's camera, projects onto the moved landmarks and into the moved box.
+    seen = reference_landmarks(centers, size * 0.8, moved.local, crop)
+    np.testing.assert_allclose(seen, moved.landmarks, atol=0.02)
+    found = pose_from_boxes(moved, crop)
+    np.testing.assert_allclose(found[0], centers, atol=0.7)
+    np.testing.assert_allclose(found[1], size * 0.8, rtol=0.02)
+    # And pixels go where the matrix says.
+    picture = np.zeros((480, 640), np.uint8)
+    picture[148:152, 198:202] = 255
+    drawn = cv2.warpAffine(picture, matrix, (320, 320))
+    np.testing.assert_allclose(np.argwhere(drawn > 128).mean(0)[::-1], [90, 70], atol=1)
+
+
+def make_composer(data: Path, cache: Path, size: int = 320) -> Composer:
+    records = read_records(data / "labels.jsonl")
+    return Composer(records, PixelCache(data, records, cache), list(range(len(records))), size, seed=1)
+
+
+def draw_sample(sample: Sample) -> np.ndarray:
+    """A training picture with its boxes, and the reference's 68 points at its poses."""
+    picture = sample.image.copy()
+    for i in range(len(sample.faces)):
+        one, camera = sample.faces.select(np.array([i])), sample.intrinsics[i]
+        x1, y1, x2, y2 = one.boxes[0].round().astype(int)
+        cv2.rectangle(picture, (x1, y1), (x2, y2), (128,) * 3 if one.ignore[0] else (0, 255, 0), 1)
+        if one.trust[0] > 0 and not one.ignore[0]:
+            center, size = pose_from_boxes(one, camera)
+            pose = geometry.local_to_camera(center, size, one.local, camera)
+            for x, y in geometry.project(load_reference().points68.astype(float), *pose, camera)[0]:
+                cv2.circle(picture, (round(x), round(y)), 1, (0, 255, 255), -1)
+    return picture
+
+
+def test_contact_sheet_of_augmented_pictures(tiny_data: Path, tmp_path: Path) -> None:
+    """Writes ``out/contact_sheet.png`` to look at: with the real training data where it lies beside the project."""
+    real = (SHARED / "data/train/labels.jsonl").exists() and bool(os.environ.get("IMG2POSE_EDGE_CACHE"))
+    data = SHARED / "data/train" if real else tiny_data
+    composer = make_composer(data, Path(os.environ["IMG2POSE_EDGE_CACHE"]) if real else tmp_path)
+    samples = [composer[i] for i in range(12)]
+    rows = [np.hstack([draw_sample(s) for s in samples[i : i + 4]]) for i in (0, 4, 8)]
+    OUT.mkdir(exist_ok=True)
+    cv2.imwrite(str(OUT / "contact_sheet.png"), np.vstack(rows))
+    assert sum((~s.faces.ignore).sum() for s in samples) >= 12
+
+
+def test_augmented_astronauts_are_where_the_labels_say(tiny_data: Path, tmp_path: Path) -> None:
+    """The bundled model, which never saw these labels, finds the augmented faces at their boxes and angles."""
+    composer, detector, errors, found = make_composer(tiny_data, tmp_path), PoseDetector(), [], 0
+    wanted = 0
+    for i in range(24):
+        sample = composer[i]
+        faces = detector.detect(sample.image, score_threshold=0.1)
+        clear = np.flatnonzero(~sample.faces.ignore & (sample.faces.sizes > 40) & (sample.faces.sizes < 200))
+        wanted += len(clear)
+        for j in clear:
+            near = [f for f in faces if np.abs(f.box - sample.faces.boxes[j]).max() < 0.3 * sample.faces.sizes[j]]
+            if near:
+                found += 1
+                errors.append(geometry.geodesic_distance(near[0].local_rotation, sample.faces.local[j]))
+    assert wanted >= 20
+    assert found >= 0.85 * wanted
+    assert np.degrees(np.median(errors)) < 10
+
+
+def test_samples_depend_on_seed_and_number_alone(tiny_data: Path, tmp_path: Path) -> None:
+    first, second = make_composer(tiny_data, tmp_path), make_composer(tiny_data, tmp_path)
+    second[3]
+    np.testing.assert_array_equal(first[7].image, second[7].image)
+    assert (first[7].image != first[8].image).any()
+
+
+def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    with pytest.raises(FileNotFoundError, match="labels.jsonl"):
+        read_records(labels)
+    good = {"image": "images/wider/a.png", "width": 64, "height": 64, "faces": [{"box": [1, 2, 30, 40]}]}
+    for face, message in (
+        ({"box": [1, 2, 3]}, "four finite"),
+        ({"box": [1, 2, float("nan"), 9]}, "four finite"),
+        ({"box": [1, 2, 30, 40], "angles": [1, float("nan"), 2], "spread": 0}, "angles"),
+        ({}, "box"),
+    ):
+        labels.write_text(json.dumps(good) + "\n" + json.dumps({**good, "faces": [face]}) + "\n")
+        with pytest.raises(ValueError, match=f"line 2.*{message}"):
+            read_records(labels)
+    labels.write_text(json.dumps(good) + "\n")
+    with pytest.raises(ValueError, match=r"a\.png is unreadable"):
+        PixelCache(tmp_path, read_records(labels), tmp_path)
+    assert not list(tmp_path.glob("*.u8")), "no half-built cache is left as a whole one"
+
+
+# --- targets and losses --------------------------------------------------------------------------
+
+
+def test_losses_by_hand() -> None:
+    a = torch.tensor([[0.0, 0, 2, 2]])
+    b = torch.tensor([[1.0, 0, 3, 2]])
+    assert box_iou(a, b).item() == pytest.approx(1 / 3, abs=1e-5)
+    assert eiou_loss(a, a).item() == pytest.approx(0, abs=1e-5)
+    # 1 - IoU + centre distance 1 over squared hull diagonal 9 + 4; widths and heights agree.
+    assert eiou_loss(a, b).item() == pytest.approx(2 / 3 + 1 / 13, abs=1e-5)
+    logit = torch.tensor([0.0])
+    assert quality_focal_loss(logit, torch.tensor([0.5])).item() == 0
+    assert quality_focal_loss(logit, torch.tensor([1.0])).item() == pytest.approx(np.log(2) / 4)
+
+
+def test_assignment_gives_every_face_cells_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
+    composer = make_composer(tiny_data, tmp_path)
+    batch = collate([composer[i] for i in range(8)])
+    torch.manual_seed(0)
+    network = build_network("edge-n").eval()
+    with torch.no_grad():
+        scores, poses = network(batch.images)
+    logits, raw = flatten_maps(scores)[..., 0], flatten_maps(poses)
+    cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, logits.device)
+    faces = batch.select(~batch.ignore)
+    picture, cell, face = assign(logits, raw, faces, cells, STRIDES)
+    assert set(face.tolist()) == set(range(len(faces.boxes))), "no face goes without"
+    assert len({*zip(picture.tolist(), cell.tolist(), strict=True)}) == len(cell), "no cell learns two faces"
+    assert (faces.picture[face] == picture).all()
+    middle = (faces.boxes[face, :2] + faces.boxes[face, 2:]) / 2
+    reach = (cells.middle[cell] - middle).abs().amax(1) / cells.stride[cell]
+    assert reach.max() <= 3
+    extra = collate([composer[0]])
+    extra.ignore[:] = True
+    mask = ignored_cells(extra, cells, 1)
+    inside = (cells.middle > extra.boxes[:1, :2]) & (cells.middle < extra.boxes[:1, 2:])
+    assert mask[0][inside.all(1)].all()
+
+
+def test_a_few_steps_learn(tiny_data: Path, tmp_path: Path) -> None:
+    composer = make_composer(tiny_data, tmp_path, size=128)
+    batch = collate([composer[i] for i in range(6)])
+    torch.manual_seed(0)
+    network = build_network("edge-n").train()
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    history = []
+    for _ in range(30):
+        loss, parts = edge_loss(*network(batch.images), batch, STRIDES)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append({k: v.item() for k, v in parts.items()})
+    for name in ("box", "rotation", "points"):
+        assert history[-1][name] < 0.7 * history[0][name], name
+
+
+def test_a_batch_without_faces_has_a_finite_loss() -> None:
+    sample = Sample(
+        np.zeros((160, 160, 3), np.uint8),
+        Faces(np.empty((0, 4)), np.empty((0, 3, 3)), np.empty(0), np.empty((0, 5, 2)), np.empty(0, bool)),
+        np.empty((0, 3, 3)),
+    )
+    loss, _ = edge_loss(*build_network("edge-n")(torch.zeros(2, 160, 160, 3)), collate([sample, sample]), STRIDES)
+    loss.backward()
+    assert loss.isfinite()
+
+
+# --- networks, loop, export ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_networks_give_maps_of_every_stride(name: str) -> None:
+    scores, poses = build_network(name).eval()(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+    assert [tuple(s.shape) for s in scores] == [(1, 1, 64 // s, 96 // s) for s in STRIDES]
+    assert [tuple(p.shape) for p in poses] == [(1, 9, 64 // s, 96 // s) for s in STRIDES]
+
+
+def test_unknown_network_is_named() -> None:
+    with pytest.raises(ValueError, match=r"edge-x.*edge-n, edge-s"):
+        build_network("edge-x")
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    options = TrainOptions(steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(s, options) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.02
+
+
+def small_options(steps: int = 6) -> TrainOptions:
+    return TrainOptions(steps=steps, batch_size=4, crop_size=96, warmup_steps=2)
+
+
+def test_a_killed_run_goes_on_exactly_where_it_was(tiny_data: Path, tmp_path: Path) -> None:
+    whole = train(tiny_data, tmp_path / "whole", small_options(), workers=0, save_every=2)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from img2pose_edge.training.loop import *\n"
+        f"train(Path({str(tiny_data)!r}), Path({str(tmp_path / 'cut')!r}), TrainOptions(**{vars(small_options())!r}),"
+        " workers=0, save_every=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    last = tmp_path / "cut/last.pt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = load_checkpoint(last)["step"]
+    cut = train(tiny_data, tmp_path / "cut", small_options(), workers=1, save_every=2)
+    a, b = load_checkpoint(whole), load_checkpoint(cut)
+    print(f"killed at step {killed_at}")
+    assert a["step"] == b["step"] == 6
+    for kind in ("weights", "raw_weights"):
+        for name, value in a[kind].items():
+            torch.testing.assert_close(b[kind][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    with (tmp_path / "cut/metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(steps)
+    with pytest.raises(ValueError, match="other options: seed=3"):
+        train(tiny_data, tmp_path / "cut", TrainOptions(**{**vars(small_options()), "seed": 3}), workers=0)
+
+
+def test_two_processes_train_together(tiny_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command += ["img2pose_edge.cli", "train", "--data", str(tiny_data), "--out", str(tmp_path / "run")]
+    command += ["--steps=2", "--batch-size=4", "--crop-size=96", "--workers=0", "--device=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_checkpoint(tmp_path / "run/last.pt")["step"] == 2
+
+
+def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    save_checkpoint({"network": "edge-n", "weights": {}}, path)
+    assert load_checkpoint(path)["network"] == "edge-n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"a\.pt cannot be read"):
+        load_checkpoint(path)
+    save_checkpoint({"something": 1}, path)
+    with pytest.raises(ValueError, match="lacks"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"b\.pt"):
+        load_checkpoint(tmp_path / "b.pt")
+
+
+def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
+    torch.manual_seed(0)
+    network = build_network("edge-n").train()
+    with torch.no_grad():  # statistics and outputs that are not the initial ones
+        network(torch.randint(0, 255, (4, 96, 96, 3), dtype=torch.uint8))
+        network.score.weight.normal_(std=0.3)
+        network.pose.weight.normal_(std=0.05)
+    network.eval()
+    checkpoint = tmp_path / "a.pt"
+    save_checkpoint({"network": "edge-n", "weights": network.state_dict(), "step": 1}, checkpoint)
+    with pytest.raises(ValueError, match=r"\.onnx"):
+        export_onnx(checkpoint, tmp_path / "a.tflite")
+    export_onnx(checkpoint, tmp_path / "a.onnx")
+    detector = PoseDetector(tmp_path / "a.onnx", threads=1)
+    for image in (astronaut, astronaut[:200, :333]):
+        pixels, _ = letterbox(image, 640, 32)
+        with torch.no_grad():
+            expected = network(torch.tensor(pixels[None]))
+        got = detector._network.run(pixels[None])
+        for ours, theirs in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_bundled_model_is_the_committed_checkpoint(astronaut: np.ndarray) -> None:
+    state = load_checkpoint(Path(__file__).parents[1] / "checkpoints/edge-n.pt")
+    network = build_network(state["network"])
+    network.load_state_dict(state["weights"])
+    theirs = detect_with(network.eval(), astronaut, torch.device("cpu"))[0]
+    ours = PoseDetector()(astronaut)[0]
+    np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
