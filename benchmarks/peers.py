@@ -10,7 +10,6 @@ from img2pose_edge.benchmarks.accuracy import Detect, Found
 from img2pose_edge.nms import non_maximum_suppression
 from img2pose_edge.preprocess import letterbox
 
-
 NMS_IOU = 0.3  # as OpenCV's FaceDetectorYN
 
 

@@ -138,15 +138,11 @@ def test_flip_mirrors_the_projection(r: np.ndarray, center: np.ndarray, size: fl
     flipped = g.project(POINTS * [-1, 1, 1], *g.decompose_pose(mirrored), K)
     np.testing.assert_allclose(flipped, straight * [-1, 1] + [640, 0], atol=1e-4)
     np.testing.assert_allclose(g.flip_pose(mirrored), pose)
-    np.testing.assert_allclose(
-        g.flip_rotation(g.decompose_pose(pose)[0]), g.decompose_pose(mirrored)[0], atol=1e-9
-    )
+    np.testing.assert_allclose(g.flip_rotation(g.decompose_pose(pose)[0]), g.decompose_pose(mirrored)[0], atol=1e-9)
 
 
 @given(rotvecs, pixels, sizes, st.floats(-180, 180))
-def test_roll_turns_the_projection_clockwise(
-    r: np.ndarray, center: np.ndarray, size: float, degrees: float
-) -> None:
+def test_roll_turns_the_projection_clockwise(r: np.ndarray, center: np.ndarray, size: float, degrees: float) -> None:
     pose = pose_of(r, center, size)
     turned = g.project(POINTS, *g.decompose_pose(g.roll_pose(pose, np.array(degrees))), K)
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))

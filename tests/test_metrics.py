@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import shared
-
 from img2pose_edge.benchmarks.accuracy import Found, evaluate_wider, middle_face
 from img2pose_edge.benchmarks.metrics import (
     Detections,

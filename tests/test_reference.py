@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from conftest import shared
-
-from img2pose_edge import geometry
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.pose_references.build import FIVE_FROM_68, MIRROR_68, read_faces
+
+from img2pose_edge import geometry
 
 
 def test_shapes_symmetry_and_agreement() -> None:

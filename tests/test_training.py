@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-
-from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.export.onnx import export_onnx
 from img2pose_edge.pose_references import load_reference
+
+from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.augment import Composer, Placement, Sample, place_faces
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
@@ -145,7 +145,7 @@ def test_samples_depend_on_seed_and_number_alone(tiny_data: Path, tmp_path: Path
 
 def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
-    with pytest.raises(FileNotFoundError, match="labels.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"labels\.jsonl"):
         read_records(labels)
     good = {"image": "images/wider/a.png", "width": 64, "height": 64, "faces": [{"box": [1, 2, 30, 40]}]}
     for face, message in (

@@ -22,7 +22,7 @@ from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.data import PixelCache, Record
 from img2pose_edge.training.networks.edge import STRIDES
 
-INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.4
+INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
 LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
 
 
