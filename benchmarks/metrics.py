@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from img2pose_edge import geometry
-
 
 @dataclass(frozen=True)
 class Detections:
@@ -97,15 +95,3 @@ def wider_average_precision(
 def angle_errors(predicted: np.ndarray, target: np.ndarray) -> np.ndarray:
     """(..., 3) absolute differences of pitch, yaw, roll in degrees, the short way round."""
     return np.abs((predicted - target + 180) % 360 - 180)
-
-
-def extended_angles(rotation: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Angles of ``rotation`` (3, 3) in whichever of its two Euler decompositions is nearer ``like`` (3,).
-
-    300W-LP labels go beyond a yaw of 90 degrees, where a rotation's usual decomposition flips pitch
-    and roll by 180; both describe the same rotation.
-    """
-    usual = geometry.matrix_to_angles(rotation)
-    other = np.array([usual[0] + 180, 180 - usual[1], usual[2] + 180])
-    both = (np.array([usual, other]) + 180) % 360 - 180
-    return both[np.argmin(angle_errors(both, like).sum(1))]

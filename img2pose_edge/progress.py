@@ -17,16 +17,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-def track(items: Sequence[T], label: str, start: int = 0, total: int | None = None) -> Iterator[T]:
+def track(items: Sequence[T], label: str, start: int = 0) -> Iterator[T]:
     """Iterate over ``items``, showing a bar when stderr is a terminal (a line a minute when it is not).
 
     Args:
         items: what to iterate over.
         label: what is being done.
         start: how many were done before the first of ``items`` (a resumed run).
-        total: how many there are in all; default ``start + len(items)``.
     """
-    end = start + len(items) if total is None else total
+    end = start + len(items)
     live = sys.stderr.isatty()
     began = shown = time.monotonic()
     for number, item in enumerate(items, 1):
