@@ -25,7 +25,8 @@ from img2pose_edge.training.augment import Composer, Placement, Sample, place_fa
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
 from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
-from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
+from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
+from img2pose_edge.training.networks.depthwise import DepthwiseStride2
 from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, build_network
 from img2pose_edge.training.objective import edge_loss, flatten_maps
 from img2pose_edge.training.targets import assign, ignored_cells, lay_out_cells
@@ -217,6 +218,22 @@ def test_a_few_steps_learn(tiny_data: Path, tmp_path: Path) -> None:
         history.append({k: v.item() for k, v in parts.items()})
     for name in ("box", "rotation", "points"):
         assert history[-1][name] < 0.7 * history[0][name], name
+
+
+@pytest.mark.parametrize(("kernel", "height"), [(3, 12), (5, 14), (3, 13)])
+def test_the_fast_gradient_of_a_strided_depthwise_convolution_is_the_gradient(kernel: int, height: int) -> None:
+    torch.manual_seed(0)
+    module = DepthwiseStride2(8, kernel).double()
+    x = torch.randn(2, 8, height, 10, dtype=torch.double, requires_grad=True)
+    fast = torch.autograd.grad(module(x).square().sum(), [x, module.weight])
+    plain = torch.nn.functional.conv2d(x, module.weight, None, 2, kernel // 2, 1, 8)
+    slow = torch.autograd.grad(plain.square().sum(), [x, module.weight])
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_score_targets_keep_small_faces_in_the_race() -> None:
+    torch.testing.assert_close(score_target(torch.tensor([0.0, 0.25, 1.0])), torch.tensor([0.0, 0.5, 1.0]))
 
 
 def test_a_batch_without_faces_has_a_finite_loss() -> None:

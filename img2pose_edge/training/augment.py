@@ -21,7 +21,7 @@ MIN_FACE, MAX_FACE = 6.0, 300.0
 SCENES = {"wider": 0.82, "masks": 0.18}
 PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
-SCENE, MOSAIC = 0.68, 0.22
+SCENE, MOSAIC = 0.76, 0.16
 """Shares of pictures that are one scene, or four portraits; the rest are one portrait."""
 FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
 

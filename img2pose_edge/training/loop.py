@@ -19,6 +19,7 @@ from img2pose_edge.progress import track
 from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
+from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks.edge import STRIDES, build_network
 from img2pose_edge.training.objective import edge_loss
 from img2pose_edge.training.targets import Batch
@@ -156,6 +157,7 @@ def train(
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
+    keep_freed_memory()
     torch.manual_seed(options.seed)
     records = read_records(data / "labels.jsonl")
     if rank == 0:

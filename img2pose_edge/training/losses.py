@@ -21,6 +21,15 @@ def eiou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - box_iou(predicted, target) + distance + (extent**2 / (hull**2 + 1e-6)).sum(1)
 
 
+def score_target(iou: Tensor) -> Tensor:
+    """What a cell's score learns: the geometric mean of 1, for being a face, and its box's IoU.
+
+    The IoU itself would rank the box of a small face, which is never better than about 0.6, below a false
+    find of good shape.
+    """
+    return iou.sqrt()
+
+
 def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
     """Element-wise quality focal loss (Li et al., NeurIPS 2020, equation 3): cross-entropy towards the
     overlap ``quality`` in [0, 1], weighted by how far the score is from it."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
-from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
+from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.targets import Batch, assign, ignored_cells, lay_out_cells, predict_boxes
 
-WEIGHTS = {"score": 1.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
+WEIGHTS = {"score": 2.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
 
 
 def flatten_maps(maps: list[Tensor]) -> Tensor:
@@ -24,7 +24,7 @@ def edge_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum and parts of the loss of an edge network on a batch.
 
-    - ``score``: quality focal loss over all cells but ignored ones, target the projected box's IoU;
+    - ``score``: quality focal loss over all cells but ignored ones, target of the projected box's IoU;
     - ``box``: EIoU of the projected box; it moves centre and size, not the rotation, which boxes hardly show;
     - ``rotation``: geodesic distance of local rotations in radians, weighted by the label's trust;
     - ``points``: L1 of the five projected calibration points in face units (img2pose, section 3.2).
@@ -43,7 +43,7 @@ def edge_loss(
     quality = torch.where(valid, box_iou(safe, boxes), 0).detach().clamp(0, 1)
 
     targets = torch.zeros_like(logits)
-    targets[picture, cell] = quality
+    targets[picture, cell] = score_target(quality)
     ignored = ignored_cells(batch, cells, len(logits))
     ignored[picture, cell] = False
     positives = max(len(face), 1)

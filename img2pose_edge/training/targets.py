@@ -10,7 +10,7 @@ from torch import Tensor
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
-from img2pose_edge.training.losses import box_iou
+from img2pose_edge.training.losses import box_iou, score_target
 
 REACH = 2
 """Candidate cells lie within this many cells of the one that holds the face's middle, on each level."""
@@ -143,9 +143,10 @@ def assign(
     local = torch.where(known[:, None, None], batch.local[face], local)
     iou = box_iou(predict_boxes(center, size, local, batch.intrinsics[face]), batch.boxes[face]).nan_to_num(0)
     probability = logits[picture, cell].sigmoid()
-    # Cost of learning: cross-entropy towards the IoU, and the distance of the boxes.
-    classification = torch.nn.functional.binary_cross_entropy(probability, iou, reduction="none")
-    pair_cost = classification * (probability - iou).abs() ** 2 - IOU_WEIGHT * (iou + 1e-7).log()
+    # Cost of learning: cross-entropy towards the score's target, and the distance of the boxes.
+    target = score_target(iou)
+    classification = torch.nn.functional.binary_cross_entropy(probability, target, reduction="none")
+    pair_cost = classification * (probability - target).abs() ** 2 - IOU_WEIGHT * (iou + 1e-7).log()
 
     cost = torch.full(allowed.shape, torch.inf, device=logits.device)
     overlap = torch.zeros_like(cost)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from img2pose_edge.training.networks.depthwise import DepthwiseStride2
+
 STRIDES = (8, 16, 32)
 POSE_CHANNELS = 9
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
@@ -35,8 +37,11 @@ CONFIGS = {
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """Convolution, batch norm, ReLU."""
+    strided = groups == inputs == outputs and stride == 2
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        DepthwiseStride2(inputs, kernel)
+        if strided
+        else nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
