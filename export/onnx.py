@@ -11,7 +11,8 @@ import torch
 from img2pose_edge import __version__
 from img2pose_edge.manifest import sha256, write_manifest
 from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES, build_network
+from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES
 
 OPSET = 17
 SCORE_OUTPUTS = [f"score_{s}" for s in STRIDES]

@@ -212,7 +212,11 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a network, or go on with an interrupted run")
     p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/")
     p.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoints and metrics.csv")
-    p.add_argument("--network", default="edge-n", help="edge-n or edge-s")
+    p.add_argument(
+        "--network",
+        default="edge-n",
+        help="edge-n, edge-s, full-18, full-50 or full-101; img2pose-18 to fine-tune an official checkpoint",
+    )
     p.add_argument("--steps", type=int, default=14000)
     p.add_argument("--batch-size", type=int, default=48)
     p.add_argument("--crop-size", type=int, default=320, help="pixels, a multiple of 32")
@@ -222,6 +226,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--ema-decay", type=float, default=0.999)
     p.add_argument("--clip-norm", type=float, default=10.0)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--optimizer", default="adamw", help="adamw or sgd")
+    p.add_argument("--schedule", default="cosine", help="cosine, or plateau: a tenth of the rate without progress")
+    p.add_argument("--patience", type=int, default=0, help="stop after this many validations without progress")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
     p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")
     p.add_argument("--device", default="", help="cpu or cuda (default: CUDA where there is one)")

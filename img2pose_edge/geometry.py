@@ -201,6 +201,22 @@ def default_intrinsics(width: float, height: float) -> np.ndarray:
     return np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
 
 
+def box_intrinsics(boxes: Array) -> Array:
+    """Cameras of crops: focal length ``width + height`` of the box, principal point in its middle.
+
+    Args:
+        boxes: (..., 4) x1, y1, x2, y2; the crop's own pixels start at its top-left corner.
+
+    Returns:
+        (..., 3, 3).
+    """
+    xp = namespace(boxes)
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    focal, zero, one = width + height, xp.zeros_like(width), xp.ones_like(width)
+    flat = xp.stack([focal, zero, width / 2, zero, focal, height / 2, zero, zero, one], axis=-1)
+    return flat.reshape((*boxes.shape[:-1], 3, 3))
+
+
 def transform_intrinsics(intrinsics: Array, scale: Array, offset: Array) -> Array:
     """Camera of an image whose pixels moved by ``x' = scale * x + offset`` (a crop, a resize or both).
 

@@ -26,8 +26,9 @@ from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
 from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
+from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
-from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, build_network
+from img2pose_edge.training.networks.edge import CONFIGS, STRIDES
 from img2pose_edge.training.objective import edge_loss, flatten_maps
 from img2pose_edge.training.targets import assign, ignored_cells, lay_out_cells
 from img2pose_edge.training.validation import detect_with
@@ -58,7 +59,7 @@ def synthetic_faces(camera: np.ndarray) -> tuple[Faces, np.ndarray, np.ndarray]:
 
 def test_pose_from_boxes_inverts_the_projection(camera: np.ndarray) -> None:
     faces, center, size = synthetic_faces(camera)
-    found = pose_from_boxes(faces, camera)
+    found = pose_from_boxes(faces.boxes, faces.local, camera)
     np.testing.assert_allclose(found[0], center, atol=0.5)
     np.testing.assert_allclose(found[1], size, rtol=0.01)
 
@@ -76,7 +77,7 @@ def test_placement_moves_pixels_boxes_landmarks_and_poses_together(
     # The pose, seen by the crop's camera, projects onto the moved landmarks and into the moved box.
     seen = reference_landmarks(centers, size * 0.8, moved.local, crop)
     np.testing.assert_allclose(seen, moved.landmarks, atol=0.02)
-    found = pose_from_boxes(moved, crop)
+    found = pose_from_boxes(moved.boxes, moved.local, crop)
     np.testing.assert_allclose(found[0], centers, atol=0.7)
     np.testing.assert_allclose(found[1], size * 0.8, rtol=0.02)
     # And pixels go where the matrix says.
@@ -99,7 +100,7 @@ def draw_sample(sample: Sample) -> np.ndarray:
         x1, y1, x2, y2 = one.boxes[0].round().astype(int)
         cv2.rectangle(picture, (x1, y1), (x2, y2), (128,) * 3 if one.ignore[0] else (0, 255, 0), 1)
         if one.trust[0] > 0 and not one.ignore[0]:
-            center, size = pose_from_boxes(one, camera)
+            center, size = pose_from_boxes(one.boxes, one.local, camera)
             pose = geometry.local_to_camera(center, size, one.local, camera)
             for x, y in geometry.project(load_reference().points68.astype(float), *pose, camera)[0]:
                 cv2.circle(picture, (round(x), round(y)), 1, (0, 255, 255), -1)

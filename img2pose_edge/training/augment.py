@@ -73,7 +73,7 @@ def place_faces(faces: Faces, intrinsics: np.ndarray, placement: Placement) -> t
     boxes = np.concatenate([middle - extent, middle + extent], axis=1)
     turned = (faces.trust > 0) & (placement.degrees != 0)
     if turned.any():  # the axis-aligned box of a turned face follows from its pose, not from its old box
-        center, size = pose_from_boxes(faces.select(turned), intrinsics)
+        center, size = pose_from_boxes(faces.boxes[turned], faces.local[turned], intrinsics)
         reference = load_reference()
         boxes[turned] = geometry.project_ellipsoid_box(
             reference.ellipsoid_center.astype(float),

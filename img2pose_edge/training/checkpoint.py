@@ -23,19 +23,29 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read_torch_file(path: Path) -> Any:
+    """What ``torch.save`` wrote, onto the CPU, without running code that the file may carry.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several unrelated kinds for damaged files
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint of ours onto the CPU.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the file is not a checkpoint of ours.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several unrelated kinds for damaged files
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    state = read_torch_file(path)
     if not isinstance(state, dict) or not {"network", "weights"} <= state.keys():
         raise ValueError(f"{path} is not an img2pose-edge checkpoint: it lacks 'network' or 'weights'")
     return state

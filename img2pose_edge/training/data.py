@@ -7,6 +7,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from img2pose_edge import geometry
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.progress import track
+
+Array = Any
 
 HELD_OUT_ONE_IN = 40
 """One image in this many, by a checksum of its name, is never trained on but validated on."""
@@ -115,17 +118,35 @@ def read_records(labels: Path) -> list[Record]:
     return records
 
 
-def pose_from_boxes(faces: Faces, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre (F, 2) and apparent size (F,) at which each face's projected box best fits its annotated one."""
+def like(values: np.ndarray, example: Array) -> Array:
+    """``values`` as an array of the kind, dtype and device of ``example``."""
+    if geometry.namespace(example) is np:
+        return values.astype(example.dtype)
+    return example.new_tensor(values.tolist())
+
+
+def pose_from_boxes(boxes: Array, local: Array, intrinsics: Array) -> tuple[Array, Array]:
+    """Centre and apparent size at which each face's projected box best fits its annotated one.
+
+    Args:
+        boxes: (F, 4) pixels, numpy or torch.
+        local: (F, 3, 3) local rotations.
+        intrinsics: (3, 3) or (F, 3, 3).
+
+    Returns:
+        (F, 2) pixels and (F,) pixels per face unit.
+    """
+    xp = geometry.namespace(boxes)
     reference = load_reference()
-    ellipsoid = reference.ellipsoid_center.astype(float), reference.ellipsoid_axes.astype(float)
-    center, size = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2, faces.sizes / 1.5
+    middle, axes = (like(v, boxes) for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
+    annotated = xp.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, annotated / 1.5
     for _ in range(3):
         box = geometry.project_ellipsoid_box(
-            *ellipsoid, *geometry.local_to_camera(center, size, faces.local, intrinsics), intrinsics
+            middle, axes, *geometry.local_to_camera(center, size, local, intrinsics), intrinsics
         )
-        size = size * faces.sizes / np.sqrt(np.prod(box[:, 2:] - box[:, :2], axis=1))
-        center = center + ((faces.boxes[:, :2] + faces.boxes[:, 2:]) - (box[:, :2] + box[:, 2:])) / 2
+        size = size * annotated / xp.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
+        center = center + ((boxes[:, :2] + boxes[:, 2:]) - (box[:, :2] + box[:, 2:])) / 2
     return center, size
 
 

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,21 @@ from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
 from img2pose_edge.training.memory import keep_freed_memory
-from img2pose_edge.training.networks.edge import STRIDES, build_network
-from img2pose_edge.training.objective import edge_loss
+from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks.edge import EdgeNet
+from img2pose_edge.training.objective import EdgeObjective, Objective
 from img2pose_edge.training.targets import Batch
 from img2pose_edge.training.validation import validate
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run is; a resumed run must not change any of it but ``steps``."""
+    """What a run is; a resumed run must not change any of it but ``steps``.
+
+    ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
+    without progress. ``patience``: stop after this many validations without progress; 0 never stops.
+    ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9.
+    """
 
     network: str = "edge-n"
     steps: int = 14000
@@ -40,12 +47,25 @@ class TrainOptions:
     ema_decay: float = 0.999
     clip_norm: float = 10.0
     seed: int = 0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "plateau")}
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
-    """Linear warm-up, then cosine down to 1 % (Loshchilov & Hutter, ICLR 2017)."""
+    """Linear warm-up, then cosine down to 1 % (Loshchilov & Hutter, ICLR 2017), or none, for ``plateau``."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
+    if options.schedule == "plateau":
+        return options.learning_rate
     progress = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
     return options.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1))) / 2)
 
@@ -67,6 +87,17 @@ def collate(samples: list[Sample]) -> Batch:
         intrinsics=torch.from_numpy(np.concatenate([s.intrinsics for s in samples])).float(),
         ignore=faces("ignore"),
     )
+
+
+def build_objective(network: nn.Module) -> Objective:
+    """The network together with its loss."""
+    if isinstance(network, EdgeNet):
+        return EdgeObjective(network)
+    from img2pose_edge.training.full_objective import FullNet, FullObjective
+
+    if not isinstance(network, FullNet):
+        raise TypeError(f"no objective for a {type(network).__name__}")
+    return FullObjective(network)
 
 
 def limit_worker_threads(_: int) -> None:
@@ -98,16 +129,14 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, de
 class CsvLog:
     """``metrics.csv``: a row per logged step; a resumed run drops the rows after its checkpoint."""
 
-    FIELDS = ("step", "learning_rate", "loss", "score", "box", "rotation", "points", "ap", "recall", "mae")
-
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, parts: Sequence[str], start: int) -> None:
         rows = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, self.FIELDS)
+        self._writer = csv.DictWriter(self._file, ["step", "learning_rate", "loss", *parts, "ap", "recall", "mae"])
         self._writer.writeheader()
         self._writer.writerows(rows)
         self._file.flush()
@@ -174,10 +203,19 @@ def train(
         if source["network"] != options.network:
             raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
         network.load_state_dict(source["weights"])
-    network = network.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = build_objective(network)
+    if not initial and not (run / "last.pt").exists():
+        objective.prepare([records[i] for i in training])
+    network = network.to(where).to(memory_format=torch.channels_last)
     average = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(parameter_groups(network, options.weight_decay))
-    start, best, last = 0, -math.inf, run / "last.pt"
+    groups = parameter_groups(network, options.weight_decay)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, options.learning_rate, momentum=0.9)
+        if options.optimizer == "sgd"
+        else torch.optim.AdamW(groups, options.learning_rate)
+    )
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, patience=3, threshold=1e-3)
+    start, best, stale, last = 0, -math.inf, 0, run / "last.pt"
     if last.exists():
         state = load_checkpoint(last)
         other = {k: (v, state["options"].get(k)) for k, v in asdict(options).items() if state["options"].get(k) != v}
@@ -189,10 +227,11 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         for name, value in state["weights"].items():
             average[name].copy_(value)
-        start, best = state["step"], state["best"]
+        start, best, stale = state["step"], state["best"], state["stale"]
+        plateau.load_state_dict(state["plateau"])
         if rank == 0:
             print(f"going on from step {start} of {last}", file=sys.stderr)
-    trained = nn.parallel.DistributedDataParallel(network) if world > 1 else network
+    trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
     def snapshot(step: int) -> dict[str, Any]:
         return {
@@ -203,6 +242,8 @@ def train(
             "options": asdict(options),
             "step": step,
             "best": best,
+            "stale": stale,
+            "plateau": plateau.state_dict(),
         }
 
     # Sample i of the run is the same whoever draws it: a rank takes every world-th of them.
@@ -218,18 +259,17 @@ def train(
         prefetch_factor=4 if workers else None,
         drop_last=True,
     )
-    log = CsvLog(run / "metrics.csv", start) if rank == 0 else None
+    log = CsvLog(run / "metrics.csv", objective.parts, start) if rank == 0 else None
     sums: dict[str, float] = {}
     steps = range(start, options.steps)
     batches = iter(loader)
     for step in track(steps, options.network, start) if rank == 0 else steps:
         batch = next(batches).to(where)
-        rate = learning_rate(step, options)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(where.type, torch.bfloat16):
-            scores, poses = trained(batch.images)
-        loss, parts = edge_loss(scores, poses, batch, STRIDES)
+        if options.schedule == "cosine" or step < options.warmup_steps:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, options)
+        rate = optimizer.param_groups[0]["lr"]
+        loss, parts = trained(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
@@ -244,17 +284,28 @@ def train(
             if log:
                 log.write(step=done, learning_rate=rate, **sums)
             sums = {}
-        if rank == 0 and log and (done % validate_every == 0 or done == options.steps):
-            judge = build_network(options.network).to(where)
-            judge.load_state_dict(average)
-            found = validate(judge.eval(), records, pixels, where)
-            log.write(step=done, **found)
-            merit = found["ap"] - found["mae"] / 100
-            if merit > best:
-                best = merit
+        stop = done == options.steps
+        if done % validate_every == 0 or stop:
+            merit = torch.zeros(1, device=where)
+            if rank == 0 and log:
+                judge = build_network(options.network).to(where)
+                judge.load_state_dict(average)
+                found = validate(judge.eval(), records, pixels, where)
+                log.write(step=done, **found)
+                merit += found["ap"] - found["mae"] / 100
+            if world > 1:  # every process must take the same turn
+                torch.distributed.broadcast(merit, 0)
+            stale = 0 if merit.item() > best else stale + 1
+            if rank == 0 and stale == 0:
                 save_checkpoint({"network": options.network, "weights": average, "step": done}, run / "best.pt")
-        if rank == 0 and (done % save_every == 0 or done == options.steps):
+            best = max(best, merit.item())
+            if options.schedule == "plateau":
+                plateau.step(merit.item())
+            stop = stop or 0 < options.patience <= stale
+        if rank == 0 and (done % save_every == 0 or stop):
             save_checkpoint(snapshot(done), last)
+        if stop:
+            break
     if world > 1:
         torch.distributed.destroy_process_group()
     return last

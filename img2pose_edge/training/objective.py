@@ -1,14 +1,16 @@
-"""The training objective: from a network's maps and a batch to one number to make small."""
+"""The training objective of the edge networks: from maps and a batch to one number to make small."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
+from img2pose_edge.training.data import Record
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
+from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, assign, ignored_cells, lay_out_cells, predict_boxes
 
 WEIGHTS = {"score": 2.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
@@ -67,3 +69,28 @@ def edge_loss(
 
     parts = {"score": score, "box": box, "rotation": rotation, "points": points}
     return torch.stack([WEIGHTS[k] * v for k, v in parts.items()]).sum(), parts
+
+
+class Objective(nn.Module):
+    """A network and its loss as one module (what DDP wraps); ``parts`` names the parts of the loss."""
+
+    parts: tuple[str, ...]
+
+    def prepare(self, records: list[Record]) -> None:
+        """Read from the training records what an untrained network must know of them."""
+
+
+class EdgeObjective(Objective):
+    """An edge network and its loss."""
+
+    parts = tuple(WEIGHTS)
+
+    def __init__(self, network: EdgeNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and its unweighted parts."""
+        with torch.autocast(batch.images.device.type, torch.bfloat16):
+            scores, poses = self.network(batch.images)
+        return edge_loss(scores, poses, batch, STRIDES)

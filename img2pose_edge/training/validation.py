@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from img2pose_edge import geometry
+from img2pose_edge import geometry, published
 from img2pose_edge.benchmarks.metrics import (
     Detections,
     GroundTruth,
@@ -20,7 +20,7 @@ from img2pose_edge.detector import make_faces
 from img2pose_edge.face import Face
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.data import PixelCache, Record
-from img2pose_edge.training.networks.edge import STRIDES
+from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 
 INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
 LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
@@ -29,6 +29,9 @@ LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
 @torch.no_grad()
 def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> list[Face]:
     """Faces that a torch network finds in an (H, W, 3) uint8 BGR image, through the runtime's own code."""
+    camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
+    if not isinstance(network, EdgeNet):
+        return _detect_full(network, image, camera, device)
     pixels, scale = letterbox(image, INPUT_SIZE, max(STRIDES))
     scores, poses = network(torch.tensor(pixels[None], device=device))
     found = candidates(
@@ -37,8 +40,19 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
         STRIDES,
         SCORE_THRESHOLD,
     )
-    camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
     return make_faces(*found, scale, camera, NMS_IOU)
+
+
+def _detect_full(network: nn.Module, image: np.ndarray, camera: np.ndarray, device: torch.device) -> list[Face]:
+    from img2pose_edge.training.networks.full import TestOptions
+
+    options = TestOptions(INPUT_SIZE, INPUT_SIZE, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU)
+    found = network.detect([torch.tensor(image, device=device)], options)[0]  # type: ignore[operator]
+    poses = found.poses.double().cpu().numpy()
+    if network.official:
+        poses = published.to_our_face(poses, network.points.cpu().numpy())  # type: ignore[operator]
+    local = geometry.camera_to_local(*geometry.decompose_pose(poses), camera)
+    return make_faces(found.scores.double().cpu().numpy(), *local, np.ones(2), camera, NMS_IOU)
 
 
 def validate(network: nn.Module, records: list[Record], pixels: PixelCache, device: torch.device) -> dict[str, float]:

@@ -136,14 +136,3 @@ class EdgeNet(nn.Module):
         shared = self.shared([p8, p16, p32])
         scores = [self.score(x) for x in self.score_tower(shared)]
         return scores, [self.pose(x) for x in self.pose_tower(shared)]
-
-
-def build_network(name: str) -> EdgeNet:
-    """An untrained network by name.
-
-    Raises:
-        ValueError: if there is no network of this name.
-    """
-    if name not in CONFIGS:
-        raise ValueError(f"unknown network {name!r}: choose one of {', '.join(CONFIGS)}")
-    return EdgeNet(CONFIGS[name])
