@@ -25,7 +25,7 @@ DATA = (
 LICENCE = "non-commercial research use, as the training data"
 
 
-def export_onnx(checkpoint: Path, out: Path, score_threshold: float = 0.4, nms_iou: float = 0.5) -> Path:
+def export_onnx(checkpoint: Path, out: Path, score_threshold: float = 0.5, nms_iou: float = 0.5) -> Path:
     """Write ``out`` (.onnx) and the manifest beside it (.json).
 
     The graph takes uint8 BGR (1, H, W, 3), H and W multiples of the largest stride, normalizes inside

@@ -164,6 +164,13 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert_checkpoint(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.official import convert_checkpoint as convert
+
+    print(convert(options.source, options.out, options.pose_mean, options.pose_std, options.points68, options.depth))
+    return 0
+
+
 def evaluate(options: argparse.Namespace) -> int:
     from img2pose_edge.benchmarks.accuracy import detect_by
     from img2pose_edge.benchmarks.accuracy import evaluate as measure
@@ -239,6 +246,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
     p.set_defaults(do=export)
+
+    p = commands.add_parser("convert-checkpoint", help="official img2pose checkpoint to ours")
+    p.add_argument("source", type=Path, metavar="img2pose_v1.pth")
+    p.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT.pt")
+    p.add_argument("--pose-mean", type=Path, required=True, metavar="MEAN.npy")
+    p.add_argument("--pose-std", type=Path, required=True, metavar="STDDEV.npy")
+    p.add_argument("--points68", type=Path, required=True, metavar="reference_3d_68_points_trans.npy")
+    p.add_argument("--depth", type=int, default=18, help="of its ResNet: 18, 50 or 101")
+    p.set_defaults(do=convert_checkpoint)
 
     p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D and Pointing'04")
     p.add_argument("--data", type=Path, required=True, help="folder with wider/, aflw2000/ and pointing04/")
