@@ -12,7 +12,7 @@ from img2pose_edge import __version__
 from img2pose_edge.manifest import sha256, write_manifest
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks import build_network
-from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES
+from img2pose_edge.training.networks.edge import CONFIGS, PIXEL_MEAN, PIXEL_STD, STRIDES
 
 OPSET = 17
 SCORE_OUTPUTS = [f"score_{s}" for s in STRIDES]
@@ -45,6 +45,8 @@ def export_onnx(checkpoint: Path, out: Path, score_threshold: float = 0.5, nms_i
     if out.suffix != ".onnx":
         raise ValueError(f"the output must end in .onnx, got {out}")
     state = load_checkpoint(checkpoint)
+    if state["network"] not in CONFIGS:
+        raise ValueError(f"only {', '.join(CONFIGS)} can be exported yet, {checkpoint} holds a {state['network']}")
     network = build_network(state["network"])
     network.load_state_dict(state["weights"])
     network.eval()

@@ -15,7 +15,7 @@ from img2pose_edge.engines import Engine, load_engine
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
 
 MAX_CANDIDATES = 2000
@@ -144,19 +144,16 @@ def make_faces(
         intrinsics: (3, 3) camera of the image.
         nms_iou: 0 to 1.
     """
-    reference = load_reference()
     center = center[:MAX_CANDIDATES] / scale
     size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
     local = local[:MAX_CANDIDATES]
     rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
-    boxes = geometry.project_ellipsoid_box(
-        reference.ellipsoid_center, reference.ellipsoid_axes, rotation, translation, intrinsics
-    )
+    boxes = project_face_box(rotation, translation, intrinsics)
     keep = non_maximum_suppression(boxes, scores[:MAX_CANDIDATES], nms_iou)
     rotation, translation, local = rotation[keep], translation[keep], local[keep]
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    landmarks = geometry.project(reference.points68, rotation, translation, intrinsics)
+    landmarks = geometry.project(load_reference().points68, rotation, translation, intrinsics)
     return [
         Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], landmarks[i], intrinsics)
         for i, k in enumerate(keep)

@@ -41,6 +41,11 @@ def namespace(array: Array) -> Any:
     return np if isinstance(array, (np.ndarray, np.generic)) else sys.modules["torch"]
 
 
+def like(values: np.ndarray, example: Array) -> Array:
+    """``values`` as an array of the kind, dtype and device of ``example``."""
+    return values.astype(example.dtype) if namespace(example) is np else example.new_tensor(values.tolist())
+
+
 def _eye_like(matrix: Array) -> Array:
     """3x3 identity of the kind, dtype and device of ``matrix``."""
     xp = namespace(matrix)

@@ -88,7 +88,7 @@ def project_boxes(pose: Array, points: Array, camera: Array, width: int, height:
     """
     xp = geometry.namespace(pose)
     pixels = geometry.project(points, *geometry.decompose_pose(pose), camera)
-    low, high = (pixels.min(1), pixels.max(1)) if xp.__name__ == "numpy" else (pixels.amin(1), pixels.amax(1))
+    low, high = xp.amin(pixels, 1), xp.amax(pixels, 1)
     extent = high - low
     half = xp.trunc(extent * WIDEN) / 2
     middle = (low + high) / 2
@@ -100,11 +100,9 @@ def project_boxes(pose: Array, points: Array, camera: Array, width: int, height:
     up = ~(down | right | left)
     x1, x2 = xp.where(left, x1 - wide, x1), xp.where(right, x2 + wide, x2)
     y1, y2 = xp.where(up, y1 - tall, y1), xp.where(down, y2 + tall, y2)
-    x1, y1, x2, y2 = (xp.trunc(v) for v in (x1, y1, x2, y2))
-    zero = xp.zeros_like(x1)
-    x1, y1 = xp.where(x1 < 0, zero, x1), xp.where(y1 < 0, zero, y1)
-    x2, y2 = xp.where(x2 > width, zero + width, x2), xp.where(y2 > height, zero + height, y2)
-    return xp.stack([x1, y1, x2, y2], axis=1)
+    low = xp.clip(xp.trunc(xp.stack([x1, y1], axis=1)), 0, None)
+    x2, y2 = xp.clip(xp.trunc(x2), None, width), xp.clip(xp.trunc(y2), None, height)
+    return xp.concatenate([low, xp.stack([x2, y2], axis=1)], axis=1)
 
 
 def to_our_face(pose: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from importlib import resources
 
 import numpy as np
 
+from img2pose_edge import geometry
+
 
 @dataclass(frozen=True)
 class ReferenceFace:
@@ -40,3 +42,15 @@ def load_reference() -> ReferenceFace:
     for array in loaded.values():
         array.setflags(write=False)
     return ReferenceFace(**loaded)
+
+
+def project_face_box(
+    rotation: geometry.Array, translation: geometry.Array, intrinsics: geometry.Array
+) -> geometry.Array:
+    """(..., 4) boxes around faces, numpy or torch: the projection of the reference face's ellipsoid.
+
+    Arguments as in ``geometry.project``.
+    """
+    reference = load_reference()
+    center, axes = (geometry.like(v, rotation) for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
+    return geometry.project_ellipsoid_box(center, axes, rotation, translation, intrinsics)

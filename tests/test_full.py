@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from img2pose_edge.export.onnx import export_onnx
 from img2pose_edge.pose_references import load_reference
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from img2pose_edge import geometry, published
-from img2pose_edge.training.checkpoint import load_checkpoint
+from img2pose_edge.training import loop
+from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
 from img2pose_edge.training.full_objective import FullObjective, batch_targets, pose_statistics
-from img2pose_edge.training.loop import collate
+from img2pose_edge.training.loop import TrainOptions, collate, train
 from img2pose_edge.training.networks import build_network
-from img2pose_edge.training.networks.full import FullNet, PublishedConvention, Target, TestOptions
+from img2pose_edge.training.networks.full import FullNet, PublishedConvention, SearchOptions, Target
 from img2pose_edge.training.networks.pose_heads import contained
 from img2pose_edge.training.official import convert_checkpoint
 
@@ -141,7 +143,7 @@ def test_mixed_sizes_in_a_batch_convert_image_by_image(name: str, monkeypatch: p
     monkeypatch.setattr(network, "rpn", _Proposals(heads.proposals))
     images = [torch.zeros(h, w, 3, dtype=torch.uint8) for w, h in sizes]
     # The largest side of all fixes the size: no image is resized.
-    options = [TestOptions(min(s), max(s), score_threshold=0, nms_iou=1) for s in sizes]
+    options = [SearchOptions(min(s), max(s), score_threshold=0, nms_iou=1) for s in sizes]
     alone = []
     for i, (w, h) in enumerate(sizes):
         network.rpn.proposals = [heads.proposals[i]]
@@ -160,7 +162,7 @@ def test_mixed_sizes_in_a_batch_convert_image_by_image(name: str, monkeypatch: p
                 expected = geometry.convert_pose(made[i][0][j], crop, camera, offset=made[i][1][j][:2])
                 np.testing.assert_allclose(pose, expected, atol=2e-3)
     network.rpn.proposals = heads.proposals
-    same = TestOptions(10**6, 10**6, score_threshold=0, nms_iou=1)  # scales every image up, each by its own factor
+    same = SearchOptions(10**6, 10**6, score_threshold=0, nms_iou=1)  # scales every image up, each by its own factor
     monkeypatch.setattr(
         network, "_features", lambda images, _: (_Sizes([(i.shape[0], i.shape[1]) for i in images]), {})
     )
@@ -241,7 +243,7 @@ def test_official_checkpoints_load_and_predict_the_same(tmp_path: Path, astronau
     converted = build_network(state["network"]).eval()
     converted.load_state_dict(state["weights"])
     assert isinstance(converted, FullNet)
-    options = TestOptions(min_size=160, max_size=200, score_threshold=0.01)
+    options = SearchOptions(min_size=160, max_size=200, score_threshold=0.01)
     image = [torch.tensor(astronaut)]
     theirs, ours = network.detect(image, options)[0], converted.detect(image, options)[0]
     assert len(theirs.scores) > 3
@@ -303,7 +305,6 @@ def test_losses_are_finite_without_faces_and_with_one(tiny_data: Path, tmp_path:
     assert len(batch_targets(one)[0].boxes) == 1
 
 
-@pytest.mark.skipif(not os.environ.get("IMG2POSE_EDGE_SLOW"), reason="minutes long: set IMG2POSE_EDGE_SLOW=1")
 def test_it_learns_eight_pictures(tiny_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_network("full-18").train()
@@ -324,7 +325,7 @@ def test_it_learns_eight_pictures(tiny_data: Path, tmp_path: Path) -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10)
         optimizer.step()
     found = network.eval().detect(
-        list(batch.images), TestOptions(128, 128, score_threshold=0.5), list(batch.intrinsics)
+        list(batch.images), SearchOptions(128, 128, score_threshold=0.5), list(batch.intrinsics)
     )
     errors = []
     for faces, target, camera in zip(found, batch_targets(batch), batch.intrinsics, strict=True):
@@ -339,6 +340,41 @@ def test_it_learns_eight_pictures(tiny_data: Path, tmp_path: Path) -> None:
         )
         assert inner.clamp(min=0).prod() > 0.5 * outer.prod()
     assert torch.stack(errors).abs().mean() < 3.0
+
+
+def test_the_loop_trains_it_and_goes_on_where_it_was(tiny_data: Path, tmp_path: Path) -> None:
+    def run(name: str, steps: int) -> dict:
+        options = TrainOptions(
+            "full-18", steps, 2, 96, 1e-3, warmup_steps=1, optimizer="sgd", schedule="plateau", seed=2, patience=9
+        )
+        return load_checkpoint(train(tiny_data, tmp_path / name, options, workers=0, validate_every=100))
+
+    whole = run("whole", 3)
+    assert (tmp_path / "whole/metrics.csv").read_text().startswith("step,learning_rate,loss,objectness,proposal,")
+    assert whole["weights"]["pose_std"].gt(0).all()
+    run("cut", 2)
+    cut = run("cut", 3)
+    for name, value in whole["raw_weights"].items():
+        torch.testing.assert_close(cut["raw_weights"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_run_without_progress_stops(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "validate", lambda *_: {"ap": 0.5, "recall": 0.5, "mae": 10.0})
+    options = TrainOptions("edge-n", 20, 2, 96, warmup_steps=1, schedule="plateau", patience=5)
+    last = load_checkpoint(train(tiny_data, tmp_path, options, workers=0, validate_every=1))
+    assert last["step"] == 6  # the first is the best, five more are not
+    assert last["optimizer"]["param_groups"][0]["lr"] == pytest.approx(2e-4)
+    with pytest.raises(ValueError, match="schedule must be one of cosine, plateau, got 'step'"):
+        TrainOptions(schedule="step")
+    for size in (64, 100):
+        with pytest.raises(ValueError, match=f"crop_size must be a multiple of 32 and at least 96, got {size}"):
+            TrainOptions(crop_size=size)
+
+
+def test_it_cannot_be_exported_yet(tmp_path: Path) -> None:
+    save_checkpoint({"network": "full-18", "weights": {}}, tmp_path / "full.pt")
+    with pytest.raises(ValueError, match=r"only edge-n, edge-s can be exported yet, .*full\.pt holds a full-18"):
+        export_onnx(tmp_path / "full.pt", tmp_path / "full.onnx")
 
 
 TWO_PROCESSES = """

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import SHARED
 from img2pose_edge.export.onnx import export_onnx
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.preprocess import letterbox
@@ -46,10 +46,7 @@ def synthetic_faces(camera: np.ndarray) -> tuple[Faces, np.ndarray, np.ndarray]:
     center = np.array([[200.0, 150], [420, 300], [500, 100]])
     size = np.array([60.0, 30, 15])
     local = geometry.angles_to_matrix(np.array([[5.0, -30, 10], [-20, 60, 0], [0, 0, -25]]))
-    reference = load_reference()
-    boxes = geometry.project_ellipsoid_box(
-        reference.ellipsoid_center.astype(float),
-        reference.ellipsoid_axes.astype(float),
+    boxes = project_face_box(
         *geometry.local_to_camera(center, size, local, camera),
         camera,
     )

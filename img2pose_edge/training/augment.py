@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.training.data import Faces, PixelCache, Record, pose_from_boxes
 
 FILL = 127
@@ -74,10 +74,7 @@ def place_faces(faces: Faces, intrinsics: np.ndarray, placement: Placement) -> t
     turned = (faces.trust > 0) & (placement.degrees != 0)
     if turned.any():  # the axis-aligned box of a turned face follows from its pose, not from its old box
         center, size = pose_from_boxes(faces.boxes[turned], faces.local[turned], intrinsics)
-        reference = load_reference()
-        boxes[turned] = geometry.project_ellipsoid_box(
-            reference.ellipsoid_center.astype(float),
-            reference.ellipsoid_axes.astype(float),
+        boxes[turned] = project_face_box(
             *geometry.local_to_camera(move(center), size * placement.scale, local[turned], camera),
             camera,
         )

@@ -7,16 +7,13 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.progress import track
-
-Array = Any
 
 HELD_OUT_ONE_IN = 40
 """One image in this many, by a checksum of its name, is never trained on but validated on."""
@@ -118,14 +115,9 @@ def read_records(labels: Path) -> list[Record]:
     return records
 
 
-def like(values: np.ndarray, example: Array) -> Array:
-    """``values`` as an array of the kind, dtype and device of ``example``."""
-    if geometry.namespace(example) is np:
-        return values.astype(example.dtype)
-    return example.new_tensor(values.tolist())
-
-
-def pose_from_boxes(boxes: Array, local: Array, intrinsics: Array) -> tuple[Array, Array]:
+def pose_from_boxes(
+    boxes: geometry.Array, local: geometry.Array, intrinsics: geometry.Array
+) -> tuple[geometry.Array, geometry.Array]:
     """Centre and apparent size at which each face's projected box best fits its annotated one.
 
     Args:
@@ -137,14 +129,10 @@ def pose_from_boxes(boxes: Array, local: Array, intrinsics: Array) -> tuple[Arra
         (F, 2) pixels and (F,) pixels per face unit.
     """
     xp = geometry.namespace(boxes)
-    reference = load_reference()
-    middle, axes = (like(v, boxes) for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
     annotated = xp.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, annotated / 1.5
     for _ in range(3):
-        box = geometry.project_ellipsoid_box(
-            middle, axes, *geometry.local_to_camera(center, size, local, intrinsics), intrinsics
-        )
+        box = project_face_box(*geometry.local_to_camera(center, size, local, intrinsics), intrinsics)
         size = size * annotated / xp.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
         center = center + ((boxes[:, :2] + boxes[:, 2:]) - (box[:, :2] + box[:, 2:])) / 2
     return center, size

@@ -55,6 +55,8 @@ class TrainOptions:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.crop_size % 32 or self.crop_size < 96:  # a mosaic's quarter must hold a portrait
+            raise ValueError(f"crop_size must be a multiple of 32 and at least 96, got {self.crop_size}")
 
 
 CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "plateau")}
@@ -260,7 +262,7 @@ def train(
         drop_last=True,
     )
     log = CsvLog(run / "metrics.csv", objective.parts, start) if rank == 0 else None
-    sums: dict[str, float] = {}
+    recent: dict[str, list[float]] = {}
     steps = range(start, options.steps)
     batches = iter(loader)
     for step in track(steps, options.network, start) if rank == 0 else steps:
@@ -269,6 +271,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, options)
         rate = optimizer.param_groups[0]["lr"]
+        torch.manual_seed(options.seed + step)  # the full model samples proposals: a resumed run the same ones
         loss, parts = trained(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -279,11 +282,11 @@ def train(
 
         done = step + 1
         for name, value in {"loss": loss, **parts}.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / log_every
+            recent.setdefault(name, []).append(value.item())
         if done % log_every == 0 or done == options.steps:
             if log:
-                log.write(step=done, learning_rate=rate, **sums)
-            sums = {}
+                log.write(step=done, learning_rate=rate, **{k: float(np.mean(v)) for k, v in recent.items()})
+            recent = {}
         stop = done == options.steps
         if done % validate_every == 0 or stop:
             merit = torch.zeros(1, device=where)

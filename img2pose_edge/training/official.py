@@ -45,8 +45,8 @@ def convert_checkpoint(
         FileNotFoundError: if a file is missing.
         ValueError: if one is damaged, or the checkpoint is of another architecture (every key is named).
     """
-    if str(depth) not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(DEPTHS)}, got {depth}")
+    if depth not in DEPTHS:
+        raise ValueError(f"depth must be one of {DEPTHS}, got {depth}")
     state = read_torch_file(source)
     if not isinstance(state, dict) or not isinstance(state.get("fpn_model"), dict):
         raise ValueError(f"{source} is not an official img2pose checkpoint: it lacks 'fpn_model'")
@@ -58,14 +58,13 @@ def convert_checkpoint(
     }
     name = f"img2pose-{depth}"
     network = build_network(name)
-    known = network.state_dict()
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes that differ, all of them in the message
         raise ValueError(f"{source} does not fit {name}: {error}") from error
     if missing or unexpected:
         raise ValueError(
-            f"{source} does not fit {name} ({len(known)} tensors): "
+            f"{source} does not fit {name} ({len(network.state_dict())} tensors): "
             f"missing {', '.join(missing) or 'none'}; unexpected {', '.join(unexpected) or 'none'}"
         )
     save_checkpoint({"network": name, "weights": network.state_dict()}, out)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.training.losses import box_iou, score_target
 
 REACH = 2
@@ -88,11 +88,7 @@ def lay_out_cells(shapes: list[tuple[int, int]], strides: tuple[int, ...], devic
 
 def predict_boxes(center: Tensor, size: Tensor, local: Tensor, intrinsics: Tensor) -> Tensor:
     """(P, 4) projected boxes of local poses: those of the head ellipsoid."""
-    reference = load_reference()
-    middle = torch.tensor(reference.ellipsoid_center, dtype=center.dtype, device=center.device)
-    axes = torch.tensor(reference.ellipsoid_axes, dtype=center.dtype, device=center.device)
-    rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
-    return geometry.project_ellipsoid_box(middle, axes, rotation, translation, intrinsics)
+    return project_face_box(*geometry.local_to_camera(center, size, local, intrinsics), intrinsics)
 
 
 def candidate_cells(batch: Batch, cells: Cells, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -44,9 +44,9 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
 
 
 def _detect_full(network: nn.Module, image: np.ndarray, camera: np.ndarray, device: torch.device) -> list[Face]:
-    from img2pose_edge.training.networks.full import TestOptions
+    from img2pose_edge.training.networks.full import SearchOptions
 
-    options = TestOptions(INPUT_SIZE, INPUT_SIZE, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU)
+    options = SearchOptions(INPUT_SIZE, INPUT_SIZE, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU)
     found = network.detect([torch.tensor(image, device=device)], options)[0]  # type: ignore[operator]
     poses = found.poses.double().cpu().numpy()
     if network.official:

@@ -6,7 +6,7 @@ from torch import nn
 
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 
-DEPTHS = {"18": 18, "50": 50, "101": 101}
+DEPTHS = (18, 50, 101)
 FULL = [f"{family}-{depth}" for family in ("full", "img2pose") for depth in DEPTHS]
 """``full-…`` is img2pose's network with our pose convention; ``img2pose-…`` keeps the official checkpoints'."""
 
@@ -25,4 +25,4 @@ def build_network(name: str) -> nn.Module:
     from img2pose_edge.training.networks.full import FullNet
 
     family, depth = name.split("-")
-    return FullNet(DEPTHS[depth], official=family == "img2pose")
+    return FullNet(int(depth), official=family == "img2pose")

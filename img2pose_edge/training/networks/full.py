@@ -21,8 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops import boxes as box_ops
 
 from img2pose_edge import geometry, published
-from img2pose_edge.pose_references import load_reference
-from img2pose_edge.training.data import like
+from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.training.networks.pose_heads import PoseHeads, contained
 
 IMAGE_MEAN, IMAGE_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -32,7 +31,7 @@ ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
-class TestOptions:
+class SearchOptions:
     """How a trained network searches an image; defaults are those of img2pose.
 
     Attributes:
@@ -43,8 +42,6 @@ class TestOptions:
         nms_iou: of projected boxes.
         max_faces: per image.
     """
-
-    __test__ = False  # not a test, whatever pytest thinks of the name
 
     min_size: int = 800
     max_size: int = 1400
@@ -106,10 +103,8 @@ class ExactConvention:
     def image_faces(
         self, poses: Tensor, boxes: Tensor, size: tuple[int, int], intrinsics: Tensor
     ) -> tuple[Tensor, Tensor]:
-        reference = load_reference()
-        middle, axes = (like(v, poses) for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
         image = geometry.convert_pose(poses, geometry.box_intrinsics(boxes), intrinsics, offset=boxes[:, :2])
-        return image, geometry.project_ellipsoid_box(middle, axes, *geometry.decompose_pose(image), intrinsics)
+        return image, project_face_box(*geometry.decompose_pose(image), intrinsics)
 
 
 class PublishedConvention:
@@ -193,7 +188,7 @@ class FullNet(nn.Module):
     def convention(self) -> Convention:
         return PublishedConvention(self.points) if self.official else ExactConvention()
 
-    def _features(self, images: list[Tensor], resize: TestOptions | None) -> tuple[ImageList, dict[str, Tensor]]:
+    def _features(self, images: list[Tensor], resize: SearchOptions | None) -> tuple[ImageList, dict[str, Tensor]]:
         """Images, normalized, padded to one size and resized as asked, and their feature maps."""
         smallest, largest = (resize.min_size, resize.max_size) if resize else (1, 1)
         transform = GeneralizedRCNNTransform(smallest, largest, IMAGE_MEAN, IMAGE_STD, _skip_resize=resize is None)
@@ -228,7 +223,7 @@ class FullNet(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, images: list[Tensor], options: TestOptions | None = None, intrinsics: list[Tensor] | None = None
+        self, images: list[Tensor], options: SearchOptions | None = None, intrinsics: list[Tensor] | None = None
     ) -> list[Found]:
         """Faces of images.
 
@@ -237,7 +232,7 @@ class FullNet(nn.Module):
             options: of the search.
             intrinsics: (3, 3) camera of each image; default ``geometry.default_intrinsics``.
         """
-        options = options or TestOptions()
+        options = options or SearchOptions()
         resized, features = self._features(images, options)
         self.rpn._pre_nms_top_n["testing"] = options.pre_nms_top_n
         self.rpn._post_nms_top_n["testing"] = options.post_nms_top_n
@@ -268,7 +263,7 @@ class FullNet(nn.Module):
         shape: tuple[int, int],
         camera: Tensor,
         factor: Tensor,
-        options: TestOptions,
+        options: SearchOptions,
     ) -> Found:
         boxes = box_ops.clip_boxes_to_image(proposals, shape)
         kept = scores > options.score_threshold

@@ -14,7 +14,6 @@ from torchvision.ops import boxes as box_ops
 
 from img2pose_edge import geometry
 from img2pose_edge.pose_references import load_reference
-from img2pose_edge.training.data import like
 
 if TYPE_CHECKING:
     from img2pose_edge.training.networks.full import Convention, Target
@@ -135,7 +134,7 @@ class PoseHeads(nn.Module):
         reference = load_reference()
         points = []
         for which in (reference.points5, reference.points68):
-            known = like(which, pose)
+            known = geometry.like(which, pose)
             drawn = [
                 geometry.project(known, *geometry.decompose_pose(p), camera) for p in (normalized * std + mean, pose)
             ]
