@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import math
 import os
 import sys
@@ -310,5 +311,10 @@ def train(
         if stop:
             break
     if world > 1:
+        # No process returns before the checkpoint is written. The group's threads end with its last owner, DDP;
+        # alive, they may still hold a tensor while the interpreter goes, which aborts the process.
+        torch.distributed.barrier()
+        del trained
+        gc.collect()
         torch.distributed.destroy_process_group()
     return last
