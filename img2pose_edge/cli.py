@@ -152,6 +152,7 @@ def train(options: argparse.Namespace) -> int:
             cache=options.cache,
             device=options.device,
             workers=options.workers,
+            validate_every=options.validate_every,
         )
     )
     return 0
@@ -236,6 +237,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--optimizer", default="adamw", help="adamw or sgd")
     p.add_argument("--schedule", default="cosine", help="cosine, or plateau: a tenth of the rate without progress")
     p.add_argument("--patience", type=int, default=0, help="stop after this many validations without progress")
+    p.add_argument(
+        "--proposals", type=int, default=512, help="of each picture that a full model's heads learn from: fewer are faster"
+    )
+    p.add_argument("--validate-every", type=int, default=1000, metavar="STEPS")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
     p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")
     p.add_argument("--device", default="", help="cpu or cuda (default: CUDA where there is one)")

@@ -9,6 +9,7 @@ from torch import Tensor
 from img2pose_edge import geometry
 from img2pose_edge.training.data import Record, pose_from_boxes
 from img2pose_edge.training.networks.full import FullNet, Target
+from img2pose_edge.training.networks.pose_heads import SAMPLES
 from img2pose_edge.training.objective import Objective
 from img2pose_edge.training.targets import Batch
 
@@ -65,9 +66,10 @@ class FullObjective(Objective):
 
     parts = tuple(WEIGHTS)
 
-    def __init__(self, network: FullNet) -> None:
+    def __init__(self, network: FullNet, proposals: int = SAMPLES) -> None:
         super().__init__()
         self.network = network
+        network.roi_heads.sampler.batch_size_per_image = proposals
 
     def prepare(self, records: list[Record]) -> None:
         self.network.pose_mean, self.network.pose_std = pose_statistics(records, self.network)

@@ -35,7 +35,8 @@ class TrainOptions:
 
     ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
-    ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9.
+    ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9. ``proposals``: of each picture, that the full
+    model's heads learn from; fewer are much faster without a GPU.
     """
 
     network: str = "edge-n"
@@ -51,6 +52,7 @@ class TrainOptions:
     optimizer: str = "adamw"
     schedule: str = "cosine"
     patience: int = 0
+    proposals: int = 512
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -92,7 +94,7 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def build_objective(network: nn.Module) -> Objective:
+def build_objective(network: nn.Module, options: TrainOptions) -> Objective:
     """The network together with its loss."""
     if isinstance(network, EdgeNet):
         return EdgeObjective(network)
@@ -100,7 +102,7 @@ def build_objective(network: nn.Module) -> Objective:
 
     if not isinstance(network, FullNet):
         raise TypeError(f"no objective for a {type(network).__name__}")
-    return FullObjective(network)
+    return FullObjective(network, options.proposals)
 
 
 def limit_worker_threads(_: int) -> None:
@@ -206,7 +208,7 @@ def train(
         if source["network"] != options.network:
             raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
         network.load_state_dict(source["weights"])
-    objective = build_objective(network)
+    objective = build_objective(network, options)
     if not initial and not (run / "last.pt").exists():
         objective.prepare([records[i] for i in training])
     network = network.to(where).to(memory_format=torch.channels_last)
@@ -221,10 +223,10 @@ def train(
     start, best, stale, last = 0, -math.inf, 0, run / "last.pt"
     if last.exists():
         state = load_checkpoint(last)
-        other = {k: (v, state["options"].get(k)) for k, v in asdict(options).items() if state["options"].get(k) != v}
-        other.pop("steps", None)
+        before = asdict(TrainOptions()) | state["options"]  # options newer than the run had their defaults
+        other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
         if other:
-            changes = ", ".join(f"{k}={now} (it has {before})" for k, (now, before) in other.items())
+            changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())
             raise ValueError(f"{run} holds a run of other options: {changes}. Use another folder or its options.")
         network.load_state_dict(state["raw_weights"])
         optimizer.load_state_dict(state["optimizer"])

@@ -24,6 +24,8 @@ from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 
 INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
 LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
+PROPOSALS = 300
+"""Of the full model in a picture: few pictures hold more faces, and the heads cost much."""
 
 
 @torch.no_grad()
@@ -46,7 +48,9 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
 def _detect_full(network: nn.Module, image: np.ndarray, camera: np.ndarray, device: torch.device) -> list[Face]:
     from img2pose_edge.training.networks.full import SearchOptions
 
-    options = SearchOptions(INPUT_SIZE, INPUT_SIZE, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU)
+    options = SearchOptions(
+        INPUT_SIZE, INPUT_SIZE, post_nms_top_n=PROPOSALS, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU
+    )
     found = network.detect([torch.tensor(image, device=device)], options)[0]  # type: ignore[operator]
     poses = found.poses.double().cpu().numpy()
     if network.official:

@@ -141,6 +141,15 @@ class FaceProposals(RegionProposalNetwork):
         return labels, matched
 
 
+class ProposalHead(RPNHead):
+    """torchvision's head over every anchor, in bfloat16 while training; its results are float32."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.autocast(x[0].device.type, torch.bfloat16, enabled=self.training):
+            logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
 class FullNet(nn.Module):
     """The full model.
 
@@ -168,7 +177,7 @@ class FullNet(nn.Module):
         anchors = AnchorGenerator(ANCHOR_SIZES, (ANCHOR_RATIOS,) * len(ANCHOR_SIZES))
         self.rpn = FaceProposals(
             anchors,
-            RPNHead(channels, anchors.num_anchors_per_location()[0]),
+            ProposalHead(channels, anchors.num_anchors_per_location()[0]),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from img2pose_edge.training.networks.full import Convention, Target
 
 SAMPLES, POSITIVE_SHARE, FACE_IOU = 512, 0.25, 0.5
+"""Proposals of a picture that the heads learn from, and the share of faces among them at most."""
 POOL, HIDDEN, POSE_HIDDEN = 7, 1024, 256
 CLASSES = 2
 """Background and face; the pose head has six numbers for each, of which only the face's are used."""
@@ -77,8 +78,16 @@ class PoseHeads(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Face probability (P,) and normalized pose (P, 6) of all images' proposals, one after another."""
         pooled = self.pool(features, proposals, sizes)
-        scores = self.class_predictor(self.class_head(pooled)).softmax(1)[:, 1]
-        return scores, self.box_predictor(self.box_head(pooled))
+        return self._score(pooled).softmax(1)[:, 1], self._pose(pooled)
+
+    def _score(self, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, torch.bfloat16, enabled=self.training):
+            return self.class_predictor(self.class_head(pooled)).float()
+
+    def _pose(self, pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, torch.bfloat16, enabled=self.training):
+            hidden = self.box_head(pooled)
+        return self.box_predictor(hidden.float())
 
     def _sample(self, proposals: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """Proposals (P, 4) to learn from, which of them are faces (P,), and the face of each (P,)."""
@@ -117,12 +126,12 @@ class PoseHeads(nn.Module):
             trust.append(target.trust[face[label]])
         faces, pose, weight = torch.cat(is_face), torch.cat(wanted), torch.cat(trust)
         pooled = self.pool(features, boxes, sizes)
-        score = functional.cross_entropy(self.class_predictor(self.class_head(pooled)), faces.long())
+        score = functional.cross_entropy(self._score(pooled), faces.long())
 
         # Batch norm needs two rows: pictures with fewer faces lend others, which then count nothing.
         rows = faces.nonzero()[:, 0]
         lent = torch.cat([rows, rows.new_zeros(max(2 - len(rows), 0))])
-        normalized = self.box_predictor(self.box_head(pooled[lent]))[: len(rows)]
+        normalized = self._pose(pooled[lent])[: len(rows)]
         if len(rows) == 0:
             nothing = normalized.sum() + 0 * pooled.sum()
             return {"score": score, "pose": nothing, "points": nothing}
