@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -33,11 +34,21 @@ SUBSETS = ("easy", "medium", "hard")
 
 @dataclass(frozen=True)
 class Found:
-    """A detection: score, (4,) box, and (3,) pitch, yaw, roll of the local rotation in degrees if known."""
+    """A detection, and what else the detector knows of the face.
+
+    Attributes:
+        score: 0 to 1.
+        box: (4,) x1, y1, x2, y2 in pixels.
+        angles: (3,) pitch, yaw, roll in degrees of the local rotation.
+        pose: (6,) in the image's default camera (``geometry.default_intrinsics``).
+        landmarks: (5, 2) pixels: image-left eye, image-right eye, nose tip, image-left and -right mouth corner.
+    """
 
     score: float
     box: np.ndarray
     angles: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
 
 
 Detect = Callable[[np.ndarray, float | None], list[Found]]
@@ -47,7 +58,7 @@ def detect_by(detector: PoseDetector) -> Detect:
     """Our detector as the protocols want it; threshold ``None`` is the model's own."""
 
     def detect(image: np.ndarray, threshold: float | None) -> list[Found]:
-        return [Found(f.score, f.box, f.angles) for f in detector.detect(image, score_threshold=threshold)]
+        return [Found(f.score, f.box, f.angles, f.pose) for f in detector.detect(image, score_threshold=threshold)]
 
     return detect
 
@@ -63,12 +74,73 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_mat(path: Path, *names: str) -> list[np.ndarray]:
+    """Variables of a MATLAB file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a MATLAB file or lacks one of the variables.
+        ImportError: without scipy.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs scipy: pip install scipy") from error
+    try:
+        variables = loadmat(require(path), variable_names=names)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # scipy raises half a dozen kinds, none of which names the file
+        raise ValueError(f"{path} cannot be read as a MATLAB file: {error}") from error
+    missing = [name for name in names if name not in variables]
+    if missing:
+        raise ValueError(f"{path} lacks the variable {', '.join(missing)}")
+    return [variables[name] for name in names]
+
+
+def wider_records(root: Path) -> list[dict[str, Any]]:
+    """The images of WIDER FACE's validation set and their annotated faces.
+
+    Args:
+        root: a folder that holds images and ``ground_truth.jsonl``, one record a line; or, as distributed,
+            ``WIDER_val/images/EVENT/NAME.jpg`` and, from the evaluation tools, ``wider_easy_val.mat``,
+            ``wider_medium_val.mat`` and ``wider_hard_val.mat`` in ``ground_truth/`` or
+            ``eval_tools/ground_truth/``.
+
+    Returns:
+        For each image ``image``, its path below ``root``; ``boxes_xywh``, F boxes x, y, w, h in pixels; and as
+        ``easy``, ``medium``, ``hard`` the indices, from 0, of the faces that count.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing, an image of the official lists among them.
+        ValueError, ImportError: as :func:`read_mat`.
+    """
+    listing = root / "ground_truth.jsonl"
+    if listing.exists():
+        return [json.loads(line) for line in listing.read_text().splitlines()]
+    folders = [root / "ground_truth", root / "eval_tools" / "ground_truth"]
+    truth = next((folder for folder in folders if folder.is_dir()), None)
+    if truth is None:
+        raise FileNotFoundError(f"evaluation data lacks {listing}; or, in the official layout, {folders[0]}")
+    records: dict[str, dict[str, Any]] = {}
+    for subset in SUBSETS:
+        lists = read_mat(truth / f"wider_{subset}_val.mat", "event_list", "file_list", "face_bbx_list", "gt_list")
+        for event, *cells in zip(*(cells.ravel() for cells in lists), strict=True):
+            for name, boxes, counted in zip(*(cell.ravel() for cell in cells), strict=True):
+                image = f"WIDER_val/images/{event.item()}/{name.item()}.jpg"
+                if image not in records:
+                    require(root / image)
+                    records[image] = {"image": image, "boxes_xywh": boxes.astype(float).reshape(-1, 4).tolist()}
+                records[image][subset] = (counted.astype(int).ravel() - 1).tolist()
+    return list(records.values())
+
+
 def evaluate_wider(detect: Detect, root: Path) -> dict[str, float]:
     """AP on easy, medium and hard faces by the official protocol (``metrics.wider_average_precision``).
 
-    ``root`` holds ``ground_truth.jsonl`` (boxes as x, y, w, h; indices of the faces that count) and images.
+    ``root`` as in :func:`wider_records`.
     """
-    records = [json.loads(line) for line in require(root / "ground_truth.jsonl").read_text().splitlines()]
+    records = wider_records(root)
     found = []
     for record in track(records, "WIDER FACE"):
         image = load_image(root / record["image"])

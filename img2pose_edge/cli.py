@@ -1,4 +1,4 @@
-"""Command line: ``img2pose-edge detect | demo | train | export | evaluate``."""
+"""Command line: ``img2pose-edge COMMAND``; ``--help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -137,6 +137,48 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def report_skipped(skipped: list[str]) -> None:
+    if skipped:
+        print(f"skipped {len(skipped)}:", *skipped, sep="\n  ", file=sys.stderr)
+
+
+def prepare(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.prepare import prepare as run
+
+    done = run(
+        options.source,
+        options.out,
+        images=options.images,
+        longest=options.longest,
+        skip_bad=options.skip_bad,
+        workers=options.workers,
+    )
+    report_skipped(done.skipped)
+    print(f"{done.path}: {len(done.records)} images, {sum(len(r.faces) for r in done.records)} faces")
+    for path in done.statistics:
+        print(path)
+    return 0
+
+
+def annotate(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.annotate import annotate as run
+    from img2pose_edge.training.annotate import label_by_detector, label_by_model
+
+    if not 0 <= options.score_threshold <= 1:
+        raise ValueError(f"score_threshold must be between 0 and 1, got {options.score_threshold}")
+    if options.detector:
+        label = label_by_detector(options.detector, options.score_threshold)
+    else:
+        label = label_by_model(options.model, options.score_threshold)
+    out = options.out or Path(options.paths[0]) / "labels.jsonl"
+    if not options.out and not out.parent.is_dir():
+        raise ValueError("name --out FOLDER/labels.jsonl, as the first path is no folder")
+    done = run(find_images(options.paths), out, label, skip_bad=options.skip_bad)
+    report_skipped(done.skipped)
+    print(f"{out}: {done.images} images labelled, {done.faces} faces")
+    return 0
+
+
 def train(options: argparse.Namespace) -> int:
     from img2pose_edge.training.loop import TrainOptions
     from img2pose_edge.training.loop import train as run
@@ -217,8 +259,31 @@ def build_parser() -> argparse.ArgumentParser:
     add_detector_options(p)
     p.set_defaults(do=demo)
 
+    p = commands.add_parser("prepare", help="turn a labelled data set into one LMDB to train on")
+    p.add_argument(
+        "source",
+        type=Path,
+        metavar="DATA",
+        help="RetinaFace's label.txt, img2pose's list of JSON files, a folder of 300W-LP or 300W, labels.jsonl or LMDB",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DATA.lmdb")
+    p.add_argument("--images", type=Path, help="folder that a list's image paths are relative to")
+    p.add_argument("--longest", type=int, default=0, metavar="PX", help="shrink images to this longest side")
+    p.add_argument("--skip-bad", action="store_true", help="leave out, count and list what cannot be used")
+    p.add_argument("--workers", type=int, default=2, help="threads that read and decode")
+    p.set_defaults(do=prepare)
+
+    p = commands.add_parser("annotate", help="label photographs of one's own, to train on")
+    p.add_argument("paths", nargs="+", metavar="PATH", help="files, folders (searched below) or globs")
+    p.add_argument("--out", type=Path, metavar="labels.jsonl", help="default: in the first folder")
+    p.add_argument("--detector", type=Path, metavar="ONNX", help="YuNet or SCRFD with five points; poses by PnP")
+    p.add_argument("--model", help="without --detector: the model of ours that labels (default: the bundled edge-n)")
+    p.add_argument("--score-threshold", type=float, default=0.6, metavar="P", help="least score of a face")
+    p.add_argument("--skip-bad", action="store_true", help="leave out, count and list what cannot be read")
+    p.set_defaults(do=annotate)
+
     p = commands.add_parser("train", help="train a network, or go on with an interrupted run")
-    p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/")
+    p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/, or .lmdb")
     p.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoints and metrics.csv")
     p.add_argument(
         "--network",
@@ -238,7 +303,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--schedule", default="cosine", help="cosine, or plateau: a tenth of the rate without progress")
     p.add_argument("--patience", type=int, default=0, help="stop after this many validations without progress")
     p.add_argument(
-        "--proposals", type=int, default=512, help="of each picture that a full model's heads learn from: fewer are faster"
+        "--proposals",
+        type=int,
+        default=512,
+        help="of each picture that a full model's heads learn from: fewer are faster",
     )
     p.add_argument("--validate-every", type=int, default=1000, metavar="STEPS")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")

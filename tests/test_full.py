@@ -292,7 +292,7 @@ def test_losses_are_finite_without_faces_and_with_one(tiny_data: Path, tmp_path:
     torch.manual_seed(0)
     network = build_network("full-18").train()
     assert isinstance(network, FullNet)
-    network.pose_mean, network.pose_std = pose_statistics(read_records(tiny_data / "labels.jsonl"), network)
+    network.pose_mean, network.pose_std = pose_statistics(read_records(tiny_data / "labels.jsonl"), network.convention)
     assert 2.0 < network.pose_mean[5] < 5.0  # face units, in a camera as long as the box's sides together
     assert network.pose_std.min() > 0
     objective = FullObjective(network)

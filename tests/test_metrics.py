@@ -63,9 +63,9 @@ def test_the_face_in_the_middle_is_the_labelled_one() -> None:
 
 
 def test_yunet_reaches_its_known_figures() -> None:
-    from img2pose_edge.benchmarks.peers import yunet
+    from img2pose_edge.benchmarks.peers import load_peer
 
-    detect = yunet(shared("peers/yunet_n.onnx"))
+    detect = load_peer(shared("peers/yunet_n.onnx"))
     figures = evaluate_wider(detect, shared("data/eval/wider"))
     print(figures)
     known = {"ap_easy": 0.901, "ap_medium": 0.856, "ap_hard": 0.663}

@@ -13,7 +13,7 @@ import numpy as np
 
 from img2pose_edge import geometry
 from img2pose_edge.pose_references import project_face_box
-from img2pose_edge.training.data import Faces, PixelCache, Record, pose_from_boxes
+from img2pose_edge.training.data import Faces, Pixels, Record, pose_from_boxes
 
 FILL = 127
 MIN_FACE, MAX_FACE = 6.0, 300.0
@@ -126,7 +126,7 @@ class Composer:
     (the rest: few faces, large) fill a whole picture or share one, four at a time.
     """
 
-    def __init__(self, records: list[Record], pixels: PixelCache, indices: list[int], size: int, seed: int) -> None:
+    def __init__(self, records: list[Record], pixels: Pixels, indices: list[int], size: int, seed: int) -> None:
         self.records, self.pixels, self.size, self.seed = records, pixels, size, seed
         useful = [i for i in indices if (~records[i].faces.ignore).any()]
         if not useful:

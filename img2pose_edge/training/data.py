@@ -1,4 +1,4 @@
-"""Labelled photographs: reading ``labels.jsonl`` and a cache of decoded pixels."""
+"""Labelled photographs: a folder with ``labels.jsonl`` and a cache of decoded pixels, or one LMDB."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from img2pose_edge import geometry
 from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.progress import track
+from img2pose_edge.training.complete import check_face
+from img2pose_edge.training.store import LmdbReader
 
 HELD_OUT_ONE_IN = 40
 """One image in this many, by a checksum of its name, is never trained on but validated on."""
@@ -69,15 +72,10 @@ def parse_faces(faces: list[dict]) -> Faces:
     boxes, angles, trust, landmarks, ignore = [], [], [], [], []
     for face in faces:
         box = np.asarray(face["box"], float)
-        if box.shape != (4,) or not np.isfinite(box).all():
-            raise ValueError(f"a box must be four finite numbers, got {face['box']}")
         if not (box[2:] > box[:2]).all():
             continue  # no area: nothing to see
-        rotation = np.asarray(face.get("angles", (0, 0, 0)), float)
-        if rotation.shape != (3,) or not np.isfinite(rotation).all():
-            raise ValueError(f"angles must be three finite numbers, got {face['angles']}")
         boxes.append(box)
-        angles.append(rotation)
+        angles.append(np.asarray(face.get("angles", (0, 0, 0)), float))
         # Teachers that disagree by `spread` degrees are about that wrong.
         trust.append(1 / (1 + (face["spread"] / 6) ** 2) if "angles" in face else 0.0)
         landmarks.append(np.asarray(face.get("landmarks", np.full((5, 2), np.nan)), float))
@@ -89,6 +87,22 @@ def parse_faces(faces: list[dict]) -> Faces:
         np.array(landmarks).reshape(-1, 5, 2),
         np.array(ignore, bool),
     )
+
+
+def make_record(label: dict[str, Any]) -> Record:
+    """A record from a line of ``labels.jsonl``, parsed.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing, misshapen, not finite or outside the image.
+    """
+    parts = Path(label["image"]).parts
+    collection = parts[1] if parts[0] == "images" and len(parts) > 2 else parts[0]
+    for number, face in enumerate(label["faces"]):
+        try:
+            check_face(face, label["width"], label["height"])
+        except ValueError as error:
+            raise ValueError(f"face {number}: {error}") from error
+    return Record(label["image"], collection, label["width"], label["height"], parse_faces(label["faces"]))
 
 
 def read_records(labels: Path) -> list[Record]:
@@ -104,15 +118,42 @@ def read_records(labels: Path) -> list[Record]:
     with labels.open() as lines:
         for number, line in enumerate(lines, 1):
             try:
-                item = json.loads(line)
-                parts = Path(item["image"]).parts
-                collection = parts[1] if parts[0] == "images" and len(parts) > 2 else parts[0]
-                records.append(
-                    Record(item["image"], collection, item["width"], item["height"], parse_faces(item["faces"]))
-                )
+                records.append(make_record(json.loads(line)))
             except (KeyError, ValueError, TypeError) as error:
                 raise ValueError(f"{labels}, line {number}: {error!r}") from error
+    if not records:
+        raise ValueError(f"{labels} is empty: expected one image a line")
     return records
+
+
+class Pixels(Protocol):
+    """The images of records: (H, W, 3) uint8 BGR by position, in any process."""
+
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+def open_data(data: Path, cache: Path) -> tuple[list[Record], Pixels]:
+    """Records and pixels of a data set.
+
+    Args:
+        data: folder with ``labels.jsonl`` and its images, which are decoded once, or a ``.lmdb`` that
+            ``img2pose-edge prepare`` wrote, whose images are decoded each time.
+        cache: folder for decoded pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or damaged.
+    """
+    if data.suffix != ".lmdb":
+        records = read_records(data / "labels.jsonl")
+        return records, PixelCache(data, records, cache)
+    store = LmdbReader(data)
+    if store.damaged:
+        first = "; ".join(list(store.damaged.values())[:5])
+        raise ValueError(
+            f"{data} has {len(store.damaged)} damaged records: {first}. A copy without them: "
+            f"img2pose-edge prepare {data} --out NEW.lmdb --skip-bad"
+        )
+    return [make_record(label) for label in store.labels], store
 
 
 def pose_from_boxes(

@@ -8,13 +8,17 @@ from torch import Tensor
 
 from img2pose_edge import geometry
 from img2pose_edge.training.data import Record, pose_from_boxes
-from img2pose_edge.training.networks.full import FullNet, Target
-from img2pose_edge.training.networks.pose_heads import SAMPLES
+from img2pose_edge.training.losses import box_iou
+from img2pose_edge.training.networks.full import Convention, FullNet, Target
+from img2pose_edge.training.networks.pose_heads import FACE_IOU, SAMPLES
 from img2pose_edge.training.objective import Objective
 from img2pose_edge.training.targets import Batch
 
 WEIGHTS = {"objectness": 1.0, "proposal": 1.0, "score": 1.0, "pose": 1.0, "points": 20.0}
 """``points`` are in parts of a proposal's extent; img2pose sums pixels, whatever a face's size."""
+
+
+BOXES_PER_FACE = 4
 
 
 def batch_targets(batch: Batch) -> list[Target]:
@@ -37,8 +41,31 @@ def batch_targets(batch: Batch) -> list[Target]:
     return targets
 
 
-def pose_statistics(records: list[Record], network: FullNet) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (6,) of the poses of the records' faces, each in the camera of its own box.
+def boxes_around(faces: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Boxes as the proposals that a face is learnt from: at random, overlapping it by at least ``FACE_IOU``.
+
+    Args:
+        faces: (F, 4).
+        seed: of the choice.
+
+    Returns:
+        (P, 4) boxes, and the face of each (P,): up to ``BOXES_PER_FACE`` of every face, its own first.
+    """
+    random = torch.Generator().manual_seed(seed)
+    face = torch.arange(len(faces)).repeat(BOXES_PER_FACE)
+    extent = (faces[:, 2:] - faces[:, :2]).repeat(BOXES_PER_FACE, 2)
+    shift = (torch.rand(len(face), 4, generator=random, dtype=faces.dtype) - 0.5) * 0.5 * extent
+    shift[: len(faces)] = 0
+    boxes = faces[face] + shift
+    near = box_iou(boxes, faces[face]) >= FACE_IOU
+    return boxes[near], face[near]
+
+
+def pose_statistics(records: list[Record], convention: Convention) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (6,) of the poses of the records' faces in the cameras of boxes around them.
+
+    img2pose takes each face's own box. There our translations hardly vary, as they follow from the box; in
+    proposals they do, and a deviation that is too small makes translation drown the rest of the loss.
 
     Raises:
         ValueError: if fewer than two faces have a rotation.
@@ -52,8 +79,8 @@ def pose_statistics(records: list[Record], network: FullNet) -> tuple[Tensor, Te
         boxes, local, trust = (torch.from_numpy(v) for v in (faces.boxes, faces.local, faces.trust))
         center, size = pose_from_boxes(boxes, local, torch.from_numpy(camera))
         target = Target(boxes, center, size, local, trust, boxes[:0])
-        every = torch.arange(len(faces))
-        poses.append(network.convention.box_poses(target, every, target.boxes, (record.width, record.height)).numpy())
+        around, face = boxes_around(boxes, seed=0)
+        poses.append(convention.box_poses(target, face, around, (record.width, record.height)).numpy())
     known = np.concatenate(poses) if poses else np.empty((0, 6))
     if len(known) < 2:
         raise ValueError(f"pose mean and deviation need at least two faces with a rotation, found {len(known)}")
@@ -72,7 +99,7 @@ class FullObjective(Objective):
         network.roi_heads.sampler.batch_size_per_image = proposals
 
     def prepare(self, records: list[Record]) -> None:
-        self.network.pose_mean, self.network.pose_std = pose_statistics(records, self.network)
+        self.network.pose_mean, self.network.pose_std = pose_statistics(records, self.network.convention)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its unweighted parts."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from img2pose_edge.progress import track
 from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
-from img2pose_edge.training.data import PixelCache, read_records
+from img2pose_edge.training.data import open_data
 from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import EdgeNet
@@ -169,7 +169,7 @@ def train(
     Under ``torchrun`` every process takes its share of each step's samples and gradients are averaged.
 
     Args:
-        data: folder with ``labels.jsonl`` and ``images/``.
+        data: folder with ``labels.jsonl`` and ``images/``, or an ``.lmdb`` of :mod:`prepare`.
         run: folder for ``last.pt`` (full state), ``best.pt`` and ``metrics.csv``.
         options: what to train.
         initial: checkpoint whose weights a new run starts from (fine-tuning).
@@ -193,12 +193,11 @@ def train(
             torch.cuda.set_device(where)
     keep_freed_memory()
     torch.manual_seed(options.seed)
-    records = read_records(data / "labels.jsonl")
     if rank == 0:
-        PixelCache(data, records, cache or run)  # decode once, before the other processes look
+        open_data(data, cache or run)  # decodes once, before the other processes look
     if world > 1:
         torch.distributed.barrier()
-    pixels = PixelCache(data, records, cache or run)
+    records, pixels = open_data(data, cache or run)
     training = [i for i, r in enumerate(records) if not r.held_out]
     composer = Composer(records, pixels, training, options.crop_size, options.seed)
 

@@ -19,7 +19,7 @@ from img2pose_edge.decode import candidates
 from img2pose_edge.detector import make_faces
 from img2pose_edge.face import Face
 from img2pose_edge.preprocess import letterbox
-from img2pose_edge.training.data import PixelCache, Record
+from img2pose_edge.training.data import Pixels, Record
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 
 INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
@@ -59,7 +59,7 @@ def _detect_full(network: nn.Module, image: np.ndarray, camera: np.ndarray, devi
     return make_faces(found.scores.double().cpu().numpy(), *local, np.ones(2), camera, NMS_IOU)
 
 
-def validate(network: nn.Module, records: list[Record], pixels: PixelCache, device: torch.device) -> dict[str, float]:
+def validate(network: nn.Module, records: list[Record], pixels: Pixels, device: torch.device) -> dict[str, float]:
     """Detection and pose figures on the held-out records.
 
     Returns:

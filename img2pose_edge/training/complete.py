@@ -1,0 +1,114 @@
+"""From landmarks to what training needs of a face: box and local angles, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from img2pose_edge import geometry
+from img2pose_edge.pose_references import load_reference, project_face_box
+
+LEVER = 0.4
+"""Face units from a face's axis to its landmarks, about: points that are off by ``e`` turn it by ``e / LEVER``."""
+LEAST_SIZE = 10.0
+"""Pixels; the landmarks of smaller faces say nothing of the rotation."""
+
+
+def five_points(points68: np.ndarray) -> np.ndarray:
+    """(68, 2) iBUG landmarks to (5, 2): middles of the eyes, nose tip, mouth corners."""
+    return np.stack([points68[36:42].mean(0), points68[42:48].mean(0), points68[30], points68[48], points68[54]])
+
+
+def pose_from_points(pixels: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pose of a face by PnP, and its uncertainty.
+
+    Args:
+        pixels: (5, 2) or (68, 2).
+        camera: (3, 3).
+
+    Returns:
+        (6,) pose in the camera; degrees by which landmarks that fit it so badly may turn it.
+
+    Raises:
+        ValueError: if no pose in front of the camera explains the points.
+    """
+    reference = load_reference()
+    points = (reference.points5 if len(pixels) == 5 else reference.points68).astype(float)
+    pose = geometry.solve_pnp(points, pixels, camera)
+    if not np.isfinite(pose).all() or pose[5] <= 0:
+        raise ValueError("no pose in front of the camera explains its landmarks")
+    rotation, translation = geometry.decompose_pose(pose)
+    left = geometry.project(points, rotation, translation, camera) - pixels
+    error = np.sqrt((left**2).sum(1).mean()) * translation[2] / camera[0, 0]
+    return pose, float(np.degrees(np.arctan(error / LEVER)))
+
+
+def pose_of_known_rotation(pixels: np.ndarray, local: np.ndarray, camera: np.ndarray) -> np.ndarray:
+    """(6,) pose of a face whose (3, 3) local rotation is known, from its (68, 2) landmarks."""
+    points = load_reference().points68.astype(float)
+    center = pixels.mean(0)
+    for _ in range(3):  # the camera rotation depends, weakly, on where the face's origin is seen
+        rotation = geometry.ray_rotation(center, camera) @ local
+        translation = geometry.solve_translation(points, pixels, rotation, camera)
+        center = geometry.project(np.zeros((1, 3)), rotation, translation, camera)[0]
+    return geometry.compose_pose(rotation, translation)
+
+
+def _array(face: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    if key not in face:
+        return None
+    try:
+        array = np.asarray(face[key], float)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"{key} must be finite numbers of shape {shape}, got {face[key]}")
+    return array
+
+
+def check_face(face: dict[str, Any], width: int, height: int) -> None:
+    """Raise ``ValueError`` if a face's numbers are not finite, misshapen, or it lies outside its image."""
+    box = _array(face, "box", (4,))
+    for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,))):
+        _array(face, key, shape)
+    if box is None:
+        raise ValueError("it has no box")
+    has_area = (box[2:] > box[:2]).all()  # data sets list faces of none; training drops them
+    if has_area and ((box[2:] <= 0).any() or (box[:2] >= [width, height]).any()):
+        raise ValueError(f"box {box.round(1).tolist()} lies outside the {width}x{height} image")
+    if "angles" in face and not np.isfinite(face.get("spread", np.nan)):
+        raise ValueError(f"angles need their spread in degrees, got {face.get('spread')}")
+
+
+def complete_face(face: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+    """A face of a label file with its box, five landmarks and local angles, as far as they can be known.
+
+    A pose comes from the landmarks by PnP, in the default camera of the image; where the format has the
+    rotation (300W-LP) only the translation does. A face without a box gets the projection of its pose.
+
+    Raises:
+        ValueError: naming what is wrong with it.
+    """
+    done = dict(face)
+    points68, points5 = _array(face, "landmarks68", (68, 2)), _array(face, "landmarks", (5, 2))
+    angles = _array(face, "angles", (3,))
+    points = points5 if points68 is None else points68
+    if points is None and "box" not in face:
+        raise ValueError("it has neither box nor landmarks")
+    if points68 is not None:
+        done["landmarks"] = five_points(points68).round(2).tolist()
+    camera = geometry.default_intrinsics(width, height)
+    pose = None
+    if angles is not None and points68 is not None:
+        pose = pose_of_known_rotation(points68, geometry.angles_to_matrix(angles), camera)
+    elif points is not None and np.ptp(points, axis=0).max() * 1.5 >= LEAST_SIZE:
+        pose, spread = pose_from_points(points, camera)
+        local = geometry.camera_to_local(*geometry.decompose_pose(pose), camera)[2]
+        done |= {"angles": geometry.matrix_to_angles(local).round(3).tolist(), "spread": round(spread, 2)}
+    if "box" not in done:
+        if pose is None:
+            raise ValueError(f"its landmarks span less than {LEAST_SIZE / 1.5:.0f} pixels: no pose, no box")
+        done["box"] = project_face_box(*geometry.decompose_pose(pose), camera).round(2).tolist()
+    check_face(done, width, height)
+    return done

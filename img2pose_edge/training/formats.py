@@ -1,0 +1,200 @@
+"""Label files as img2pose's users have them: what each says of every image, in one form.
+
+A reader returns one :class:`Source` an image. Its faces are dicts with what the format knows of ``box``
+(x1, y1, x2, y2), ``landmarks`` (five points), ``landmarks68``, ``angles`` (pitch, yaw, roll of the local rotation in
+degrees, 300W-LP convention), ``spread`` (their uncertainty) and ``ignore``; ``complete.py`` derives the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from img2pose_edge.training.store import LmdbReader
+
+Face = dict[str, Any]
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+EXPECTED = (
+    "label.txt of RetinaFace, a list of img2pose's JSON files, a folder of 300W-LP (.mat) or 300W (.pts), a folder "
+    "with labels.jsonl, a .jsonl file or a .lmdb of ours"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image: ``image()`` gives its encoded bytes, ``faces()`` what is known of its faces.
+
+    Both raise ``OSError`` or ``ValueError`` where a file is missing or damaged. ``name`` starts with the
+    collection (``wider``, ``300w``, …) that training mixes by. ``posed``: faces come with all that training needs.
+    """
+
+    name: str
+    image: Callable[[], bytes]
+    faces: Callable[[], list[Face]]
+    posed: bool = False
+
+
+def read_sources(path: Path, images: Path | None = None) -> list[Source]:
+    """The images of a data set in any known format, told by what is there.
+
+    Args:
+        path: label file or folder (:data:`EXPECTED`).
+        images: folder that image paths in RetinaFace's and img2pose's lists are relative to; default ``images``
+            beside the file, where there is one, else the file's own folder.
+
+    Raises:
+        FileNotFoundError: if ``path`` does not exist.
+        ValueError: if it is of no known format, names no image, or its own lines are damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"no data set {path}: expected {EXPECTED}")
+    beside = path.parent / "images"
+    root = images or (beside if beside.is_dir() else path.parent)
+    if path.suffix == ".lmdb":
+        found = _read_lmdb(path)
+    elif path.suffix == ".jsonl" or (path / "labels.jsonl").is_file():
+        found = _read_jsonl(path if path.suffix == ".jsonl" else path / "labels.jsonl")
+    elif path.is_dir():
+        found = _read_folder(path)
+    else:
+        with path.open() as lines:
+            first = next((line for line in lines if line.strip()), "")
+        found = _read_retinaface(path, root) if first.startswith("#") else _read_img2pose(path, root)
+    if not found:
+        raise ValueError(f"{path} names no image: expected {EXPECTED}")
+    return found
+
+
+def _read_lmdb(path: Path) -> list[Source]:
+    reader = LmdbReader(path)
+
+    def source(i: int) -> Source:
+        name = f"record {i}" if i in reader.damaged else reader.labels[i]["image"]
+        return Source(name, lambda: reader.image(i), lambda: reader.label(i)["faces"], posed=True)
+
+    return [source(i) for i in range(len(reader.labels))]
+
+
+def _read_jsonl(path: Path) -> list[Source]:
+    found = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            item = json.loads(line)
+            name, faces = item["image"], item["faces"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error!r}") from error
+        found.append(Source(name, (path.parent / name).read_bytes, partial(list, faces), posed=True))
+    return found
+
+
+def _read_retinaface(path: Path, root: Path) -> list[Source]:
+    """``label.txt`` (Deng et al., RetinaFace): ``# image``, then a line a face: x y w h, five times x y visibility."""
+    blocks: list[tuple[str, list[str]]] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.startswith("#"):
+            blocks.append((line[1:].strip(), []))
+        elif line.strip():
+            if not blocks:
+                raise ValueError(f"{path}, line {number}: a face before the first '# image' line")
+            blocks[-1][1].append(line)
+
+    def faces(lines: list[str]) -> list[Face]:
+        parsed = []
+        for line in lines:
+            try:
+                numbers = [float(v) for v in line.split()]
+            except ValueError:
+                numbers = []
+            if len(numbers) < 4:
+                raise ValueError(f"a face needs x y w h, got {line.strip()!r}")
+            x, y, w, h = numbers[:4]
+            if w <= 0 or h <= 0:
+                continue  # WIDER FACE lists some faces without an extent
+            face: Face = {"box": [x, y, x + w, y + h]}
+            if len(numbers) >= 19 and min(numbers[4:19]) > -1:
+                face["landmarks"] = [numbers[i : i + 2] for i in range(4, 19, 3)]
+            parsed.append(face)
+        return parsed
+
+    return [Source(f"wider/{name}", (root / name).read_bytes, partial(faces, lines)) for name, lines in blocks]
+
+
+def _read_img2pose(path: Path, root: Path) -> list[Source]:
+    """A list of JSON files, one an image: ``image_path``, ``bboxes``, ``landmarks`` (5 or 68; -1 where unknown),
+    and for 300W-LP ``pose_para`` (radians)."""
+
+    def load(name: str) -> dict[str, Any]:
+        file = next((p for p in (path.parent / name, Path(name)) if p.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{path} names {name}, which is not there")
+        content = json.loads(file.read_text())
+        missing = [k for k in ("image_path", "bboxes", "landmarks") if k not in content]
+        if missing or len(content["bboxes"]) != len(content["landmarks"]):
+            raise ValueError(f"{file} lacks {', '.join(missing) or 'a box or landmarks of a face'}")
+        return dict(content)
+
+    def faces(name: str) -> list[Face]:
+        content, parsed = load(name), []
+        angles = content.get("pose_para", [None] * len(content["bboxes"]))
+        for box, points, radians in zip(content["bboxes"], content["landmarks"], angles, strict=True):
+            face: Face = {"box": [float(v) for v in box[:4]]}
+            known = [[float(x), float(y)] for x, y in (p[:2] for p in points)]
+            if known and -1 not in np.array(known):
+                face["landmarks68" if len(known) == 68 else "landmarks"] = known
+            if radians is not None:
+                face |= {"angles": np.degrees(radians[:3]).tolist(), "spread": 0.0}
+            parsed.append(face)
+        return parsed
+
+    def image(name: str) -> bytes:
+        return (root / load(name)["image_path"]).read_bytes()
+
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [Source(f"wider/{name}", partial(image, name), partial(faces, name)) for name in names]
+
+
+def _read_folder(path: Path) -> list[Source]:
+    """300W-LP: an image and a ``.mat`` of 3DMM parameters; 300W: an image and a ``.pts``."""
+    found = []
+    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES):
+        name = image.relative_to(path)
+        for suffix, collection, read in ((".mat", "300w-lp", _read_mat), (".pts", "300w", _read_pts)):
+            label = image.with_suffix(suffix)
+            if label.is_file():
+                found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, label)))
+    return found
+
+
+def _read_mat(path: Path) -> list[Face]:
+    """``Pose_Para`` (radians) and the 68 points of 300W-LP (``pt2d``) or AFLW2000-3D (``pt3d_68``)."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ImportError(".mat files need SciPy: pip install scipy") from error
+    try:
+        content = loadmat(path)
+        points = content["pt3d_68"] if "pt3d_68" in content else content["pt2d"]
+        angles = np.degrees(np.asarray(content["Pose_Para"], float).ravel()[:3])
+    except (KeyError, NotImplementedError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is not a .mat of 300W-LP with Pose_Para and pt2d: {error!r}") from error
+    if points.shape[1] != 68:
+        raise ValueError(f"{path} must hold 68 points, got {points.shape}")
+    return [{"landmarks68": points[:2].T.astype(float).tolist(), "angles": angles.tolist(), "spread": 0.0}]
+
+
+def _read_pts(path: Path) -> list[Face]:
+    """68 points of iBUG's annotation tool, counted from 1."""
+    text = path.read_text(errors="replace")
+    try:
+        numbers = np.array(text[text.index("{") + 1 : text.index("}")].split(), float)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a .pts file: {error}") from error
+    if len(numbers) != 136:
+        raise ValueError(f"{path} must hold 68 points, got {len(numbers) / 2:g}")
+    return [{"landmarks68": (numbers.reshape(-1, 2) - 1).tolist()}]

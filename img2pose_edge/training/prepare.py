@@ -1,0 +1,123 @@
+"""Any labelled data set into one LMDB of records, with the poses' mean and deviation beside it."""
+
+from __future__ import annotations
+
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge.preprocess import decode_image
+from img2pose_edge.progress import track
+from img2pose_edge.training.complete import check_face, complete_face
+from img2pose_edge.training.data import Record, make_record
+from img2pose_edge.training.formats import Source, read_sources
+from img2pose_edge.training.store import LmdbReader, LmdbWriter
+
+BATCH = 128
+"""Images read at once and written in one transaction."""
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of it: the store, its records, why images were skipped, files of statistics if faces are posed."""
+
+    path: Path
+    records: list[Record]
+    skipped: list[str]
+    statistics: list[Path]
+
+
+def read_item(source: Source, longest: int) -> tuple[dict[str, Any], bytes]:
+    """Label and encoded image of one source, checked and completed; shrunk to ``longest`` pixels if larger.
+
+    Raises:
+        OSError, ValueError: naming what is wrong.
+    """
+    data = source.image()
+    image = decode_image(data, source.name)
+    height, width = image.shape[:2]
+    faces = []
+    for number, face in enumerate(source.faces()):
+        try:
+            if source.posed:
+                check_face(face, width, height)
+            faces.append(dict(face) if source.posed else complete_face(face, width, height))
+        except ValueError as error:
+            raise ValueError(f"face {number}: {error}") from error
+    factor = longest / max(width, height) if longest else 1.0
+    if factor < 1:
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+        scale = np.array([image.shape[1] / width, image.shape[0] / height])
+        for face in faces:
+            moved = {k: (np.array(face[k], float).reshape(-1, 2) * scale).round(2) for k in PIXELS if k in face}
+            face |= {k: (v.ravel() if k == "box" else v).tolist() for k, v in moved.items()}
+    return {"image": source.name, "width": image.shape[1], "height": image.shape[0], "faces": faces}, data
+
+
+PIXELS = ("box", "landmarks", "landmarks68")
+"""Fields of a face that are in pixels."""
+
+
+def prepare(
+    source: Path, out: Path, *, images: Path | None = None, longest: int = 0, skip_bad: bool = False, workers: int = 2
+) -> Prepared:
+    """Write a data set as one LMDB; the same call goes on after an interruption.
+
+    Args:
+        source, images: see ``formats.read_sources``.
+        out: path ending in ``.lmdb``. ``<stem>_pose_mean.npy`` and ``<stem>_pose_stddev.npy`` (6,) come beside it:
+            of poses in proposals' cameras, as the full model normalizes them.
+        longest: shrink images to this longest side, pixels; 0 keeps them.
+        skip_bad: leave out, and name, images that cannot be used, instead of stopping at the first.
+        workers: threads that read and decode.
+
+    Raises:
+        FileNotFoundError, ValueError: if the data set is missing, unknown, empty, or an image of it is bad.
+    """
+    if out.suffix != ".lmdb":
+        raise ValueError(f"the output must end in .lmdb, got {out}")
+    sources = read_sources(source, images)
+    identity = zlib.crc32("\n".join([*(s.name for s in sources), f"longest {longest}"]).encode())
+    writer = LmdbWriter(out, f"{source.name} {identity:08x}", len(sources))
+
+    def load(item: Source) -> tuple[dict[str, Any], bytes] | str:
+        try:
+            return read_item(item, longest)
+        except (OSError, ValueError) as error:
+            return f"{item.name}: {error}"
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            starts = range(writer.done, len(sources), BATCH)
+            for start in track(starts, f"batches of {BATCH} images", writer.done // BATCH):
+                batch = list(pool.map(load, sources[start : start + BATCH]))
+                bad = [item for item in batch if isinstance(item, str)]
+                if bad and not skip_bad:
+                    raise ValueError(f"{bad[0]} (--skip-bad leaves such images out)")
+                writer.write(batch)
+        skipped = list(writer.meta["skipped"])
+    finally:
+        writer.close()
+    records = [make_record(label) for label in LmdbReader(out).labels]
+    if not records:
+        raise ValueError(f"{source} has no image that can be used; {len(skipped)} were skipped, as {skipped[0]}")
+    return Prepared(out, records, skipped, write_statistics(records, out))
+
+
+def write_statistics(records: list[Record], out: Path) -> list[Path]:
+    from img2pose_edge.training.full_objective import pose_statistics
+    from img2pose_edge.training.networks.full import ExactConvention
+
+    if sum(int((~r.faces.ignore & (r.faces.trust > 0)).sum()) for r in records) < 2:
+        return []
+    paths = [out.with_name(f"{out.stem}_pose_{name}.npy") for name in ("mean", "stddev")]
+    for path, values in zip(paths, pose_statistics(records, ExactConvention()), strict=True):
+        np.save(path, values.numpy())
+    return paths

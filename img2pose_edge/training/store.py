@@ -1,0 +1,163 @@
+"""Records in one LMDB: every image's bytes and label, written in order, readable by many processes.
+
+Keys: ``meta`` (JSON: items, done, complete, source, skipped); ``label/00000000`` (a record of ``labels.jsonl``,
+with the checksum of its image) and ``image/00000000`` (the encoded image). A skipped item has no record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge.progress import track
+
+MAP_SIZE = 1 << 40
+"""Most bytes that a store may grow to; address space, not disk."""
+
+
+def _lmdb() -> Any:
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ImportError('.lmdb data sets need lmdb: pip install "img2pose-edge[train]"') from error
+    return lmdb
+
+
+_READING: dict[tuple[int, Path], Any] = {}
+_LOCK = threading.Lock()
+
+
+def _reading(path: Path) -> Any:
+    """The environment of a store in this process; LMDB allows one, whoever reads."""
+    key = os.getpid(), path.resolve()
+    with _LOCK:
+        if key not in _READING:
+            _READING[key] = _lmdb().open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+        return _READING[key]
+
+
+def _close(path: Path) -> None:
+    with _LOCK:
+        environment = _READING.pop((os.getpid(), path.resolve()), None)
+    if environment is not None:
+        environment.close()
+
+
+class LmdbWriter:
+    """Writes a store batch by batch; what a batch wrote survives whatever happens after it.
+
+    Raises:
+        ValueError: if ``path`` holds another data set, or a finished one.
+    """
+
+    def __init__(self, path: Path, source: str, items: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _close(path)
+        self._env = _lmdb().open(str(path), subdir=False, map_size=MAP_SIZE)
+        with self._env.begin() as transaction:
+            meta = transaction.get(b"meta")
+        new = {"items": items, "done": 0, "complete": False, "source": source, "skipped": []}
+        self.meta: dict[str, Any] = json.loads(meta) if meta else new
+        if (self.meta["source"], self.meta["items"]) != (source, items) or self.meta["complete"]:
+            what = (
+                "is finished" if self.meta["source"] == source and self.meta["complete"] else "holds another data set"
+            )
+            self._env.close()
+            raise ValueError(f"{path} {what}: remove it or choose another --out")
+
+    @property
+    def done(self) -> int:
+        """Items that were handled already, by this process or an earlier one."""
+        return int(self.meta["done"])
+
+    def write(self, batch: list[tuple[dict[str, Any], bytes] | str]) -> None:
+        """Add the next items: label and image, or why one was skipped."""
+        with self._env.begin(write=True) as transaction:
+            for number, item in enumerate(batch, self.done):
+                if isinstance(item, str):
+                    self.meta["skipped"].append(item)
+                    continue
+                label, image = item
+                text = json.dumps({**label, "crc32": zlib.crc32(image)}, separators=(",", ":"))
+                transaction.put(b"label/%08d" % number, text.encode())
+                transaction.put(b"image/%08d" % number, image)
+            self.meta["done"] += len(batch)
+            self.meta["complete"] = self.done == self.meta["items"]
+            transaction.put(b"meta", json.dumps(self.meta).encode())
+
+    def close(self) -> None:
+        self._env.sync()
+        self._env.close()
+
+
+class LmdbReader:
+    """A finished store. Reading verifies every image's checksum once.
+
+    Attributes:
+        labels: of all records, in order; empty dicts for the damaged ones.
+        damaged: what is wrong with which record.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no store of ours, or not finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"no data set {path}")
+        self._path = path
+        self.labels: list[dict[str, Any]] = []
+        self.damaged: dict[int, str] = {}
+        lmdb = _lmdb()
+        try:
+            with _reading(path).begin() as transaction:
+                meta = json.loads(transaction.get(b"meta") or b"{}")
+                if not meta.get("complete"):
+                    why = f"{meta['done']} of {meta['items']} images" if "done" in meta else "no data set of ours"
+                    raise ValueError(f"{path} is not finished ({why}): run the same 'img2pose-edge prepare' again")
+                self._keys = [bytes(k)[6:] for k in transaction.cursor().iternext(values=False) if k[:6] == b"label/"]
+                for number, key in enumerate(track(self._keys, "checking")):
+                    self.labels.append(self._check(number, transaction.get(b"label/" + key), key, transaction))
+        except lmdb.Error as error:
+            raise ValueError(f"{path} cannot be read as LMDB: {error}") from error
+        finally:
+            _close(path)  # a process that is forked from this one must open it itself
+
+    def _check(self, number: int, text: bytes, key: bytes, transaction: Any) -> dict[str, Any]:
+        name = f"record {int(key)} of {self._path}"
+        try:
+            label = dict(json.loads(text))
+            name = f"{name} ({label['image']})"
+            image = transaction.get(b"image/" + key)
+            if image is None or zlib.crc32(image) != label.pop("crc32"):
+                raise ValueError("its image is damaged")
+        except (ValueError, KeyError, TypeError) as error:
+            self.damaged[number] = f"{name}: {error}"
+            return {}
+        return label
+
+    def label(self, number: int) -> dict[str, Any]:
+        """Label of a record, by position. Raises ``ValueError`` if it is damaged."""
+        if number in self.damaged:
+            raise ValueError(self.damaged[number])
+        return self.labels[number]
+
+    def image(self, number: int) -> bytes:
+        """Encoded image of a record, by position."""
+        self.label(number)
+        with _reading(self._path).begin() as transaction:
+            return bytes(transaction.get(b"image/" + self._keys[number]))
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """(H, W, 3) uint8 BGR image of a record, by position."""
+        image = cv2.imdecode(np.frombuffer(self.image(number), np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ValueError(f"record {int(self._keys[number])} of {self._path} cannot be decoded")
+        return image
