@@ -1,4 +1,4 @@
-"""Network maps to faces: which cells hold one, and the camera pose each of them means."""
+"""Network outputs to local poses: of the cells, or the proposals, that hold a face."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from img2pose_edge import geometry
+from img2pose_edge import geometry, published
 
 Array = Any
 
@@ -62,3 +62,49 @@ def candidates(
     rows = np.concatenate(maps)[order].astype(np.float64)
     local = cells_to_local(rows, np.concatenate(cells)[order], np.concatenate(steps)[order])
     return probability, *local
+
+
+def proposal_candidates(
+    scores: np.ndarray,
+    poses: np.ndarray,
+    boxes: np.ndarray,
+    threshold: float,
+    size: tuple[int, int],
+    points68: np.ndarray | None = None,
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray | None]:
+    """Local poses of the full model's proposals whose score reaches ``threshold``, best first.
+
+    Args:
+        scores: (P,) face probabilities.
+        poses: (P, 6) in the proposals' cameras (``geometry.box_intrinsics``).
+        boxes: (P, 4) proposals, pixels of the network's image.
+        threshold: probability.
+        size: width and height of that image without padding.
+        points68: (68, 3) reference points of an official checkpoint, whose conventions are then followed
+            (``published``).
+
+    Returns:
+        scores (N,), centre, size, local rotation as :func:`candidates`; and the faces' boxes (N, 4) by the
+        official rule, or ``None`` where our own follow from the pose.
+    """
+    kept = np.flatnonzero((scores >= threshold) & (np.clip(boxes[:, 2:], 0, size) - boxes[:, :2] >= 1e-2).all(1))
+    order = kept[np.argsort(-scores[kept], kind="stable")]
+    probability, pose, box = (v[order].astype(np.float64) for v in (scores, poses, boxes))
+    box[:, 2:] = np.minimum(box[:, 2:], size)
+    if points68 is None:
+        camera = geometry.box_intrinsics(box)
+        corner, drawn = box[:, :2], None
+    else:
+        camera = published.image_camera(*size)
+        pose = published.box_to_image_pose(pose, box, camera)
+        drawn = published.project_boxes(pose, points68, camera, *size)
+        pose, corner = published.to_our_face(pose, points68), np.zeros(2)
+    # A pose behind the camera, or so near that the face surrounds it, is no face.
+    front = pose[:, 5] > 0
+    if drawn is not None:
+        front &= np.isfinite(drawn).all(1)
+        drawn = drawn[front]
+    camera = camera[front] if camera.ndim == 3 else camera
+    center, apparent, local = geometry.camera_to_local(*geometry.decompose_pose(pose[front]), camera)
+    corner = corner[front] if corner.ndim == 2 else corner
+    return (probability[front], center + corner, apparent, local), drawn

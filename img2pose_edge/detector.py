@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.decode import candidates
+from img2pose_edge.decode import candidates, proposal_candidates
 from img2pose_edge.engines import Engine, load_engine
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import Model, find_model
@@ -120,11 +120,19 @@ class PoseDetector:
         camera = self.intrinsics if intrinsics is None else self._camera(intrinsics)
         if camera is None:
             camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
-        network_image, scale = letterbox(pixels, size, self.model.multiple)
+        network_image, scale = letterbox(pixels, size, self.model.multiple, self.model.shortest)
+        boxes = None
         with self._lock:  # engines reuse their output buffers
-            scores, poses = self._network.run(network_image[None])
-            found = candidates(scores, poses, self.model.strides, threshold)
-        return make_faces(*found, scale, camera, overlap)
+            outputs = self._network.run(network_image[None])
+            if not self.model.has_proposals:
+                levels = len(self.model.strides)
+                found = candidates(outputs[:levels], outputs[levels:], self.model.strides, threshold)
+            else:
+                shape = round(pixels.shape[1] * scale[0]), round(pixels.shape[0] * scale[1])
+                scores, poses, proposals = outputs
+                points = self.model.points68
+                found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
+        return make_faces(*found, scale, camera, overlap, boxes)
 
 
 def make_faces(
@@ -135,6 +143,7 @@ def make_faces(
     scale: np.ndarray,
     intrinsics: np.ndarray,
     nms_iou: float,
+    boxes: np.ndarray | None = None,
 ) -> list[Face]:
     """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS, landmarks.
 
@@ -143,13 +152,18 @@ def make_faces(
         scale: (2,) network pixels per image pixel.
         intrinsics: (3, 3) camera of the image.
         nms_iou: 0 to 1.
+        boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
     """
     center = center[:MAX_CANDIDATES] / scale
     size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
     local = local[:MAX_CANDIDATES]
     rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
-    boxes = project_face_box(rotation, translation, intrinsics)
-    keep = non_maximum_suppression(boxes, scores[:MAX_CANDIDATES], nms_iou)
+    if boxes is None:
+        boxes = project_face_box(rotation, translation, intrinsics)
+    else:
+        boxes = boxes[:MAX_CANDIDATES] / np.tile(scale, 2)
+    seen = np.flatnonzero(np.isfinite(boxes).all(1))  # a face around the camera has no box
+    keep = seen[non_maximum_suppression(boxes[seen], scores[seen], nms_iou)]
     rotation, translation, local = rotation[keep], translation[keep], local[keep]
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)

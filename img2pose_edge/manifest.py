@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = "edge-n"
 REQUIRED = ("name", "file", "sha256", "input", "strides", "outputs", "thresholds", "data", "licence", "metrics")
@@ -36,12 +38,25 @@ class Model:
         return list(self.manifest["strides"])
 
     @property
-    def score_outputs(self) -> list[str]:
-        return list(self.manifest["outputs"]["scores"])
+    def shortest(self) -> int:
+        """Pixels that the shorter side is enlarged to; 0 leaves small images as they are."""
+        return int(self.manifest["input"].get("shortest", 0))
 
     @property
-    def pose_outputs(self) -> list[str]:
-        return list(self.manifest["outputs"]["poses"])
+    def output_names(self) -> list[str]:
+        """Of all outputs, in the order in which engines return them."""
+        return [name for kind in self.manifest["outputs"].values() for name in kind]
+
+    @property
+    def has_proposals(self) -> bool:
+        """Whether the outputs are of proposals (the full model), not of cells (the edge models)."""
+        return "boxes" in self.manifest["outputs"]
+
+    @property
+    def points68(self) -> np.ndarray | None:
+        """(68, 3) reference points of an official checkpoint; ``None`` for a model of our own conventions."""
+        points = self.manifest.get("points68")
+        return None if points is None else np.array(points, float)
 
     @property
     def score_threshold(self) -> float:

@@ -18,6 +18,7 @@ class ReferenceFace:
     Attributes:
         points68: (68, 3) float32, iBUG 68-point order.
         points5: (5, 3) float32, image-left eye, image-right eye, nose tip, image-left and -right mouth corner.
+        detector_points5: (5, 3) float32, the same as detectors (RetinaFace, SCRFD, YuNet) mark them.
         ellipsoid_center, ellipsoid_axes: (3,) float32, the ellipsoid whose projection bounds a face's box.
         vertices: (468, 3) float32, dense mesh.
         triangles: (898, 3) int32, indices into ``vertices``.
@@ -25,6 +26,7 @@ class ReferenceFace:
 
     points68: np.ndarray
     points5: np.ndarray
+    detector_points5: np.ndarray
     ellipsoid_center: np.ndarray
     ellipsoid_axes: np.ndarray
     vertices: np.ndarray

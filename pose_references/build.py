@@ -29,6 +29,7 @@ MIRROR_68 = np.array(
         *(*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)),
     ]
 )
+MIRROR_5 = np.array([1, 0, 2, 4, 3])
 # Five points as face detectors give them: eye centres, nose tip, mouth corners.
 FIVE_FROM_68 = np.zeros((5, 68))
 FIVE_FROM_68[0, 36:42] = FIVE_FROM_68[1, 42:48] = 1 / 6
@@ -64,6 +65,54 @@ def solve_pose(
     return rotation, translation
 
 
+def trust(
+    points: np.ndarray, pixels: np.ndarray, rotation: np.ndarray, translation: np.ndarray, cameras: np.ndarray
+) -> np.ndarray:
+    """(F, P) robust weights (Cauchy, 5 % of a face unit) of pixels by how well the points explain them."""
+    size = np.sqrt(cameras[:, 0, 0] * cameras[:, 1, 1]) / translation[:, 2]
+    error = (geometry.project(points, rotation, translation, cameras) - pixels) / size[:, None, None]
+    return 1 / (1 + (np.linalg.norm(error, axis=-1) / 0.05) ** 2)
+
+
+def triangulate(
+    pixels: np.ndarray, rotation: np.ndarray, translation: np.ndarray, cameras: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(P, 3) points that pixels (F, P, 2) of faces of known pose show, by weighted linear least squares."""
+    # A pixel (x, y) gives two equations linear in the point: (r1 - x r3) X = x tz - tx, and so for y.
+    xy = geometry.pixel_rays(pixels, cameras[:, None])[..., :2]
+    rows = rotation[:, None, :2, :] - xy[..., None] * rotation[:, None, 2:, :]
+    target = xy * translation[:, None, 2:] - translation[:, None, :2]
+    # Divided by depth the residual is in normalized image units; near and far faces then count the same.
+    size = np.sqrt(cameras[:, 0, 0] * cameras[:, 1, 1]) / translation[:, 2]
+    w = weights / translation[:, None, 2] ** 2 * size[:, None] ** 2
+    normal = np.einsum("fj,fjki,fjkl->jil", w, rows, rows)
+    right = np.einsum("fj,fjki,fjk->ji", w, rows, target)
+    return np.linalg.solve(normal, right[..., None])[..., 0]
+
+
+def mirrored_mean(points: np.ndarray, mirror: np.ndarray) -> np.ndarray:
+    """(P, 3) points made symmetric."""
+    return (points + points[mirror] * [-1, 1, 1]) / 2
+
+
+def fit_detector_points(points: np.ndarray, faces: list[dict], rounds: int = 10) -> np.ndarray:
+    """(5, 3) points that a detector's five landmarks show, on faces whose pose the 68 annotated ones give.
+
+    They are not quite the means of the 68: a detector's nose lies lower and its mouth corners higher, which
+    would turn a face solved from them up by some 5 degrees.
+    """
+    chosen = [f for f in faces if "landmarks68" in f and "landmarks" in f and f["spread"] < 6]
+    pixels = np.array([f["landmarks"] for f in chosen])
+    cameras = np.array([f["K"] for f in chosen])
+    local = geometry.angles_to_matrix(np.array([f["angles"] for f in chosen]))
+    pose = solve_pose(points, np.array([f["landmarks68"] for f in chosen]), local, cameras)
+    five = FIVE_FROM_68 @ points
+    for _ in range(rounds):
+        weights = trust(five, pixels, *pose, cameras)
+        five = mirrored_mean(triangulate(pixels, *pose, cameras, weights), MIRROR_5)
+    return five
+
+
 def structure_from_known_motion(
     initial: np.ndarray, pixels: np.ndarray, local: np.ndarray, cameras: np.ndarray, rounds: int = 30
 ) -> np.ndarray:
@@ -78,19 +127,8 @@ def structure_from_known_motion(
         placing = np.zeros_like(weights)
         placing[:, inner] = weights[:, inner]
         rotation, translation = solve_pose(points, pixels, local, cameras, placing)
-        size = np.sqrt(cameras[:, 0, 0] * cameras[:, 1, 1]) / translation[:, 2]
-        error = (geometry.project(points, rotation, translation, cameras) - pixels) / size[:, None, None]
-        weights = 1 / (1 + (np.linalg.norm(error, axis=-1) / 0.05) ** 2)  # Cauchy, 5 % of a face unit
-        # A pixel (x, y) gives two equations linear in the point: (r1 - x r3) X = x tz - tx, and so for y.
-        xy = geometry.pixel_rays(pixels, cameras[:, None])[..., :2]
-        rows = rotation[:, None, :2, :] - xy[..., None] * rotation[:, None, 2:, :]
-        target = xy * translation[:, None, 2:] - translation[:, None, :2]
-        # Divided by depth the residual is in normalized image units; near and far faces then count the same.
-        w = weights / translation[:, None, 2] ** 2 * size[:, None] ** 2
-        normal = np.einsum("fj,fjki,fjkl->jil", w, rows, rows)
-        right = np.einsum("fj,fjki,fjk->ji", w, rows, target)
-        points = np.linalg.solve(normal, right[..., None])[..., 0]
-        points = (points + points[MIRROR_68] * [-1, 1, 1]) / 2
+        weights = trust(points, pixels, rotation, translation, cameras)
+        points = mirrored_mean(triangulate(pixels, rotation, translation, cameras, weights), MIRROR_68)
         scale = np.sqrt(np.var(initial[inner], 0).sum() / np.var(points[inner], 0).sum())
         shift = initial[inner].mean(0) - scale * points[inner].mean(0)
         points = scale * points + [0, shift[1], shift[2]]
@@ -144,6 +182,7 @@ def build(labels: Path, canonical: Path) -> dict[str, np.ndarray]:
     return {
         "points68": points.astype(np.float32),
         "points5": (FIVE_FROM_68 @ points).astype(np.float32),
+        "detector_points5": fit_detector_points(points, faces).astype(np.float32),
         "ellipsoid_center": center.astype(np.float32),
         "ellipsoid_axes": axes.astype(np.float32),
         "vertices": (vertices + warp(vertices)).astype(np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from img2pose_edge.pose_references import load_reference
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from img2pose_edge import geometry, published
+from img2pose_edge import PoseDetector, geometry, published
 from img2pose_edge.training import loop
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
@@ -25,6 +26,7 @@ from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.full import FullNet, PublishedConvention, SearchOptions, Target
 from img2pose_edge.training.networks.pose_heads import contained
 from img2pose_edge.training.official import convert_checkpoint
+from img2pose_edge.training.targets import Batch
 
 
 def markley(m: np.ndarray) -> Rotation:
@@ -305,15 +307,17 @@ def test_losses_are_finite_without_faces_and_with_one(tiny_data: Path, tmp_path:
     assert len(batch_targets(one)[0].boxes) == 1
 
 
-def test_it_learns_eight_pictures(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def learnt(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FullNet, Batch]:
+    """A full model that has learnt eight pictures, and the pictures."""
     torch.manual_seed(0)
     network = build_network("full-18").train()
     assert isinstance(network, FullNet)
-    batch = collate(samples(tiny_data, tmp_path, 8, 128))
-    objective = FullObjective(network)
+    batch = collate(samples(tiny_data, tmp_path_factory.mktemp("pixels"), 8, 128))
+    objective = FullObjective(network, proposals=32)
     objective.prepare(read_records(tiny_data / "labels.jsonl"))
-    network.pose_std = torch.tensor([0.3, 0.3, 0.3, 0.1, 0.1, 0.5])  # the pictures turn faces that the records do not
-    network.roi_heads.sampler.batch_size_per_image = 32
+    # The pictures turn faces that the records do not.
+    network.pose_std = torch.maximum(network.pose_std, torch.tensor([0.3, 0.3, 0.3, 0, 0, 0]))
     network.rpn._pre_nms_top_n["training"], network.rpn._post_nms_top_n["training"] = 200, 50
     optimizer = torch.optim.AdamW(network.parameters(), 3e-4)
     for step in range(120):
@@ -324,9 +328,12 @@ def test_it_learns_eight_pictures(tiny_data: Path, tmp_path: Path) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 10)
         optimizer.step()
-    found = network.eval().detect(
-        list(batch.images), SearchOptions(128, 128, score_threshold=0.5), list(batch.intrinsics)
-    )
+    return network.eval(), batch
+
+
+def test_it_learns_eight_pictures(learnt: tuple[FullNet, Batch]) -> None:
+    network, batch = learnt
+    found = network.detect(list(batch.images), SearchOptions(128, 128, score_threshold=0.5), list(batch.intrinsics))
     errors = []
     for faces, target, camera in zip(found, batch_targets(batch), batch.intrinsics, strict=True):
         assert len(faces.scores), "a face is missed"
@@ -371,10 +378,52 @@ def test_a_run_without_progress_stops(tiny_data: Path, tmp_path: Path, monkeypat
             TrainOptions(crop_size=size)
 
 
-def test_it_cannot_be_exported_yet(tmp_path: Path) -> None:
-    save_checkpoint({"network": "full-18", "weights": {}}, tmp_path / "full.pt")
-    with pytest.raises(ValueError, match=r"only edge-n, edge-s can be exported yet, .*full\.pt holds a full-18"):
-        export_onnx(tmp_path / "full.pt", tmp_path / "full.onnx")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_detect_poses_runs_it(learnt: tuple[FullNet, Batch], exported: Path, engine: str) -> None:
+    network, batch = learnt
+    detector = PoseDetector(exported, engine=engine, score_threshold=0.3)
+    options = SearchOptions(1, 1000, post_nms_top_n=100, score_threshold=0.3)
+    wide = np.hstack([batch.images[0].numpy(), batch.images[1].numpy()[:, :100]])
+    for image in (batch.images[2].numpy(), wide):  # one that fits, one that is padded
+        theirs = network.detect([torch.tensor(image)], SearchOptions(**{**vars(options), "min_size": len(image)}))[0]
+        ours = detector(image)
+        assert len(ours) == len(theirs.scores) > 0
+        for i, face in enumerate(ours):
+            padded = image.shape[1] % 32 > 0  # regions that reach into the padding see it
+            assert face.score == pytest.approx(theirs.scores[i].item(), abs=0.05 if padded else 1e-3)
+            np.testing.assert_allclose(face.box, theirs.boxes[i], atol=3 if padded else 0.05)
+            np.testing.assert_allclose(face.pose[:3], theirs.poses[i, :3], atol=0.1 if padded else 1e-3)
+            np.testing.assert_allclose(face.pose[3:], theirs.poses[i, 3:], rtol=0.05 if padded else 1e-3, atol=0.01)
+    assert detector(np.zeros((64, 64, 3), np.uint8)) == []
+
+
+@pytest.fixture(scope="module")
+def exported(learnt: tuple[FullNet, Batch], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    save_checkpoint({"network": "full-18", "weights": learnt[0].state_dict(), "step": 120}, folder / "full.pt")
+    export_onnx(folder / "full.pt", folder / "full.onnx", proposals=100)
+    return folder / "full.onnx"
+
+
+def test_detect_poses_follows_an_official_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
+    network = official_checkpoint(tmp_path)
+    files = [tmp_path / f"{n}.npy" for n in ("mean", "std", "points")]
+    convert_checkpoint(tmp_path / "img2pose.pth", tmp_path / "ours.pt", *files)
+    manifest_path = export_onnx(tmp_path / "ours.pt", tmp_path / "ours.onnx", proposals=50)
+    manifest = json.loads(manifest_path.read_text())
+    assert (manifest["input"]["size"], manifest["input"]["shortest"]) == (1400, 800)
+    assert "CC BY-NC" in manifest["licence"]
+    manifest["input"] |= {"size": 512, "shortest": 256}
+    manifest_path.write_text(json.dumps(manifest))
+    detector = PoseDetector(tmp_path / "ours.onnx", score_threshold=0.01)
+    image = astronaut[:128, :160]  # enlarged to 256 x 320
+    options = SearchOptions(256, 512, post_nms_top_n=50, score_threshold=0.01)
+    theirs, ours = network.detect([torch.tensor(image.copy())], options)[0], detector(image)
+    assert len(ours) == len(theirs.scores) > 3
+    np.testing.assert_allclose([f.score for f in ours], theirs.scores, atol=0.02)
+    np.testing.assert_allclose(np.array([f.box for f in ours]), theirs.boxes, atol=1.0)  # whole network pixels
+    turned = published.to_our_face(theirs.poses.double().numpy(), network.points.numpy())
+    np.testing.assert_allclose([f.pose[5] for f in ours], turned[:, 5], rtol=0.02)
 
 
 TWO_PROCESSES = """

@@ -148,8 +148,8 @@ def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
         read_records(labels)
     good = {"image": "images/wider/a.png", "width": 64, "height": 64, "faces": [{"box": [1, 2, 30, 40]}]}
     for face, message in (
-        ({"box": [1, 2, 3]}, "four finite"),
-        ({"box": [1, 2, float("nan"), 9]}, "four finite"),
+        ({"box": [1, 2, 3]}, "finite numbers of shape"),
+        ({"box": [1, 2, float("nan"), 9]}, "finite numbers of shape"),
         ({"box": [1, 2, 30, 40], "angles": [1, float("nan"), 2], "spread": 0}, "angles"),
         ({}, "box"),
     ):
@@ -346,7 +346,7 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
         with torch.no_grad():
             expected = network(torch.tensor(pixels[None]))
         got = detector._network.run(pixels[None])
-        for ours, theirs in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+        for ours, theirs in zip(got, [*expected[0], *expected[1]], strict=True):
             np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-3)
 
 

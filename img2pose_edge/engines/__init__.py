@@ -19,8 +19,8 @@ class Engine(Protocol):
 
     def __init__(self, model: Model, threads: int | None) -> None: ...
 
-    def run(self, image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(1, H, W, 3) uint8 to per-stride (1, 1, H/s, W/s) score logits and (1, 9, H/s, W/s) poses."""
+    def run(self, image: np.ndarray) -> list[np.ndarray]:
+        """(1, H, W, 3) uint8 to the model's outputs, in the order of ``Model.output_names``."""
 
 
 def load_engine(name: str, model: Model, threads: int | None) -> Engine:

@@ -18,12 +18,11 @@ class OnnxRuntimeEngine:
             str(model.path), options, providers=onnxruntime.get_available_providers()
         )
         self._input = self._session.get_inputs()[0].name
-        self._names = model.score_outputs + model.pose_outputs
+        self._names = model.output_names
 
-    def run(self, image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        outputs = self._session.run(self._names, {self._input: image})
-        levels = len(outputs) // 2
-        return outputs[:levels], outputs[levels:]
+    def run(self, image: np.ndarray) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = self._session.run(self._names, {self._input: image})
+        return outputs
 
 
 load = OnnxRuntimeEngine

@@ -34,7 +34,7 @@ def pose_from_points(pixels: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray
         ValueError: if no pose in front of the camera explains the points.
     """
     reference = load_reference()
-    points = (reference.points5 if len(pixels) == 5 else reference.points68).astype(float)
+    points = (reference.detector_points5 if len(pixels) == 5 else reference.points68).astype(float)
     pose = geometry.solve_pnp(points, pixels, camera)
     if not np.isfinite(pose).all() or pose[5] <= 0:
         raise ValueError("no pose in front of the camera explains its landmarks")

@@ -60,7 +60,7 @@ def edge_loss(
 
     landmarks = faces.landmarks[face]
     marked = landmarks.isfinite().all(-1).all(-1) & (weight > 0)
-    reference = torch.tensor(load_reference().points5, device=logits.device)
+    reference = torch.tensor(load_reference().detector_points5, device=logits.device)
     turned, translation = geometry.local_to_camera(center, size, local, camera)
     projected = geometry.project(reference, turned, translation, camera)
     unit = (pixels / 1.5)[:, None, None]

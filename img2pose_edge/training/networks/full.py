@@ -230,6 +230,28 @@ class FullNet(nn.Module):
             **heads,
         }
 
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is exported: the network alone, on one image as it is.
+
+        Args:
+            image: (1, H, W, 3) uint8 BGR.
+
+        Returns:
+            (P,) face probabilities, (P, 6) poses in the proposals' cameras, and the proposals (P, 4).
+        """
+        mean, std = (image.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (IMAGE_MEAN, IMAGE_STD))
+        pixels = (image.flip(3).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        features = self.backbone(pixels)
+        shape = (pixels.shape[2], pixels.shape[3])
+        proposals, _ = self.rpn(ImageList(pixels, [shape]), features)
+        scores, poses = self.roi_heads(features, proposals, [shape])
+        return scores, poses * self.pose_std + self.pose_mean, proposals[0]
+
+    def search(self, options: SearchOptions) -> None:
+        """Propose as many regions as ``options`` says from now on, outside training."""
+        self.rpn._pre_nms_top_n["testing"] = options.pre_nms_top_n
+        self.rpn._post_nms_top_n["testing"] = options.post_nms_top_n
+
     @torch.no_grad()
     def detect(
         self, images: list[Tensor], options: SearchOptions | None = None, intrinsics: list[Tensor] | None = None
@@ -243,8 +265,7 @@ class FullNet(nn.Module):
         """
         options = options or SearchOptions()
         resized, features = self._features(images, options)
-        self.rpn._pre_nms_top_n["testing"] = options.pre_nms_top_n
-        self.rpn._post_nms_top_n["testing"] = options.post_nms_top_n
+        self.search(options)
         proposals, _ = self.rpn(resized, features)
         scores, poses = self.roi_heads(features, proposals, resized.image_sizes)
         poses = poses * self.pose_std + self.pose_mean
