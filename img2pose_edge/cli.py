@@ -308,6 +308,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=512,
         help="of each picture that a full model's heads learn from: fewer are faster",
     )
+    p.add_argument(
+        "--teacher",
+        default="",
+        metavar="CHECKPOINT",
+        help="edge or full network whose outputs an edge network learns too",
+    )
     p.add_argument("--validate-every", type=int, default=1000, metavar="STEPS")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
     p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")

@@ -29,8 +29,8 @@ from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
 from img2pose_edge.training.networks.edge import CONFIGS, STRIDES
-from img2pose_edge.training.objective import edge_loss, flatten_maps
-from img2pose_edge.training.targets import assign, ignored_cells, lay_out_cells
+from img2pose_edge.training.objective import edge_loss
+from img2pose_edge.training.targets import assign, flatten_maps, ignored_cells, lay_out_cells
 from img2pose_edge.training.validation import detect_with
 
 OUT = Path(__file__).parents[1] / "out"

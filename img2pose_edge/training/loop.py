@@ -21,6 +21,7 @@ from img2pose_edge.progress import track
 from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import open_data
+from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import EdgeNet
@@ -36,7 +37,8 @@ class TrainOptions:
     ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
     ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9. ``proposals``: of each picture, that the full
-    model's heads learn from; fewer are much faster without a GPU.
+    model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
+    a checkpoint from whose outputs an edge network learns besides the labels.
     """
 
     network: str = "edge-n"
@@ -53,6 +55,7 @@ class TrainOptions:
     schedule: str = "cosine"
     patience: int = 0
     proposals: int = 512
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -94,10 +97,12 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def build_objective(network: nn.Module, options: TrainOptions) -> Objective:
+def build_objective(network: nn.Module, options: TrainOptions, device: torch.device) -> Objective:
     """The network together with its loss."""
     if isinstance(network, EdgeNet):
-        return EdgeObjective(network)
+        return EdgeObjective(network, load_teacher(Path(options.teacher), device) if options.teacher else None)
+    if options.teacher:
+        raise ValueError(f"only edge networks learn from a teacher, not a {options.network}")
     from img2pose_edge.training.full_objective import FullNet, FullObjective
 
     if not isinstance(network, FullNet):
@@ -207,7 +212,7 @@ def train(
         if source["network"] != options.network:
             raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
         network.load_state_dict(source["weights"])
-    objective = build_objective(network, options)
+    objective = build_objective(network, options, where)
     if not initial and not (run / "last.pt").exists():
         objective.prepare([records[i] for i in training])
     network = network.to(where).to(memory_format=torch.channels_last)

@@ -9,16 +9,12 @@ from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.training.data import Record
+from img2pose_edge.training.distill import HINT_WEIGHTS, Teacher, hint_losses
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
-from img2pose_edge.training.targets import Batch, assign, ignored_cells, lay_out_cells, predict_boxes
+from img2pose_edge.training.targets import Batch, assign, flatten_maps, ignored_cells, lay_out_cells, predict_boxes
 
 WEIGHTS = {"score": 2.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
-
-
-def flatten_maps(maps: list[Tensor]) -> Tensor:
-    """Per-level (B, C, h, w) maps to (B, N, C) float32, cells in the order of ``lay_out_cells``."""
-    return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
 
 
 def edge_loss(
@@ -81,16 +77,22 @@ class Objective(nn.Module):
 
 
 class EdgeObjective(Objective):
-    """An edge network and its loss."""
+    """An edge network and its loss: towards the labels, and towards a teacher's hints if it has one."""
 
-    parts = tuple(WEIGHTS)
-
-    def __init__(self, network: EdgeNet) -> None:
+    def __init__(self, network: EdgeNet, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.teacher = network, teacher
+        self.parts = (*WEIGHTS, *(HINT_WEIGHTS if teacher else ()))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its unweighted parts."""
         with torch.autocast(batch.images.device.type, torch.bfloat16):
             scores, poses = self.network(batch.images)
-        return edge_loss(scores, poses, batch, STRIDES)
+        loss, parts = edge_loss(scores, poses, batch, STRIDES)
+        if self.teacher:
+            cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, loss.device)
+            hints = self.teacher(batch, cells)
+            distances = hint_losses(flatten_maps(scores)[..., 0], flatten_maps(poses), cells, hints)
+            loss = loss + torch.stack([HINT_WEIGHTS[k] * v for k, v in distances.items()]).sum()
+            parts |= distances
+        return loss, parts

@@ -91,10 +91,15 @@ def predict_boxes(center: Tensor, size: Tensor, local: Tensor, intrinsics: Tenso
     return project_face_box(*geometry.local_to_camera(center, size, local, intrinsics), intrinsics)
 
 
-def candidate_cells(batch: Batch, cells: Cells, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """(F, C) cell indices near each face's middle on every level, and which of them may learn it."""
-    middle = (batch.boxes[:, :2] + batch.boxes[:, 2:]) / 2
-    size = (batch.boxes[:, 2:] - batch.boxes[:, :2]).prod(1).sqrt()
+def flatten_maps(maps: list[Tensor]) -> Tensor:
+    """Per-level (B, C, h, w) maps to (B, N, C) float32, cells in the order of :func:`lay_out_cells`."""
+    return torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).float()
+
+
+def candidate_cells(boxes: Tensor, cells: Cells, strides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(F, C) cell indices near each face's middle (boxes (F, 4)) on every level, and which of them may learn it."""
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    size = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     steps = torch.arange(-REACH, REACH + 1, device=middle.device)
     around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).reshape(-1, 2)
     index, allowed = [], []
@@ -104,7 +109,7 @@ def candidate_cells(batch: Batch, cells: Cells, strides: tuple[int, ...]) -> tup
         at = home[:, None] + around
         inside = (at >= 0).all(-1) & (at[..., 0] < width) & (at[..., 1] < height)
         point = (at + 0.5) * stride
-        in_box = ((point > batch.boxes[:, None, :2]) & (point < batch.boxes[:, None, 2:])).all(-1)
+        in_box = ((point > boxes[:, None, :2]) & (point < boxes[:, None, 2:])).all(-1)
         low, high = FACE_CELLS[level]
         fits = ((size / stride >= low) & (size / stride < high))[:, None]
         near = ((point - middle[:, None]).abs() < stride).all(-1)  # a small face covers no middle but its own
@@ -130,7 +135,7 @@ def assign(
     Returns:
         picture (P,), cell (P,) and face (P,) indices of the matches. A cell learns at most one face.
     """
-    index, allowed = candidate_cells(batch, cells, strides)
+    index, allowed = candidate_cells(batch.boxes, cells, strides)
     face, slot = allowed.nonzero(as_tuple=True)
     cell, picture = index[face, slot], batch.picture[face]
     raw = poses[picture, cell]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from img2pose_edge import geometry, published
 from img2pose_edge.benchmarks.metrics import (
@@ -33,30 +33,39 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
     """Faces that a torch network finds in an (H, W, 3) uint8 BGR image, through the runtime's own code."""
     camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
     if not isinstance(network, EdgeNet):
-        return _detect_full(network, image, camera, device)
+        local = find_local_poses(network, torch.tensor(image, device=device), SCORE_THRESHOLD)
+        score, boxes, center, size, rotation = (v.double().cpu().numpy() for v in local)
+        return make_faces(score, center, size, rotation, np.ones(2), camera, NMS_IOU, boxes)
     pixels, scale = letterbox(image, INPUT_SIZE, max(STRIDES))
     scores, poses = network(torch.tensor(pixels[None], device=device))
-    found = candidates(
+    cells = candidates(
         [s.float().cpu().numpy() for s in scores],
         [p.float().cpu().numpy() for p in poses],
         STRIDES,
         SCORE_THRESHOLD,
     )
-    return make_faces(*found, scale, camera, NMS_IOU)
+    return make_faces(*cells, scale, camera, NMS_IOU)
 
 
-def _detect_full(network: nn.Module, image: np.ndarray, camera: np.ndarray, device: torch.device) -> list[Face]:
-    from img2pose_edge.training.networks.full import SearchOptions
+def find_local_poses(network: nn.Module, image: Tensor, threshold: float) -> tuple[Tensor, ...]:
+    """What a full model finds in an (H, W, 3) uint8 BGR image, best first.
 
-    options = SearchOptions(
-        INPUT_SIZE, INPUT_SIZE, post_nms_top_n=PROPOSALS, score_threshold=SCORE_THRESHOLD, nms_iou=NMS_IOU
-    )
-    found = network.detect([torch.tensor(image, device=device)], options)[0]  # type: ignore[operator]
-    poses = found.poses.double().cpu().numpy()
+    Returns:
+        scores (N,), boxes (N, 4) in pixels, and local poses: centre (N, 2), size (N,), rotation (N, 3, 3).
+    """
+    from img2pose_edge.training.networks.full import FullNet, SearchOptions
+
+    assert isinstance(network, FullNet)
+    height, width = image.shape[:2]
+    side = min(INPUT_SIZE, max(height, width))  # as the runtime does: small images keep their size
+    options = SearchOptions(side, side, post_nms_top_n=PROPOSALS, score_threshold=threshold, nms_iou=NMS_IOU)
+    found = network.detect([image], options)[0]
+    poses = found.poses
     if network.official:
-        poses = published.to_our_face(poses, network.points.cpu().numpy())  # type: ignore[operator]
-    local = geometry.camera_to_local(*geometry.decompose_pose(poses), camera)
-    return make_faces(found.scores.double().cpu().numpy(), *local, np.ones(2), camera, NMS_IOU)
+        turned = published.to_our_face(poses.double().cpu().numpy(), network.points.cpu().numpy())
+        poses = torch.from_numpy(turned).to(poses)
+    camera = torch.from_numpy(geometry.default_intrinsics(width, height)).to(poses)
+    return found.scores, found.boxes, *geometry.camera_to_local(*geometry.decompose_pose(poses), camera)
 
 
 def validate(network: nn.Module, records: list[Record], pixels: Pixels, device: torch.device) -> dict[str, float]:

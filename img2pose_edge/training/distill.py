@@ -1,0 +1,128 @@
+"""Distillation: what a trained network says of a training picture, and how an edge network learns from it.
+
+Labels say where annotators saw a face and what three estimators made of its rotation; a teacher says, for every
+cell, how sure one can be and which pose the pixels show (Hinton et al. 2015; on detectors' score maps, Li et al.,
+"Generalized Focal Loss", NeurIPS 2020, whose loss takes soft targets as they are).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from img2pose_edge import geometry
+from img2pose_edge.decode import cells_to_local
+from img2pose_edge.training.checkpoint import load_checkpoint
+from img2pose_edge.training.losses import quality_focal_loss
+from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
+from img2pose_edge.training.targets import Batch, Cells, candidate_cells, flatten_maps
+from img2pose_edge.training.validation import find_local_poses
+
+HINT_WEIGHTS = {"hint_score": 2.0, "hint_pose": 2.0}
+LEAST_SCORE = 0.1
+"""Below it a teacher's pose is no hint."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a teacher says of B pictures of N cells.
+
+    Attributes:
+        score: (B, N) face probability.
+        known: (B, N) bool, cells of which it says one.
+        picture, cell: (P,) cells of which it gives a pose,
+        center, size, local: and these local poses, (P, 2), (P,), (P, 3, 3).
+    """
+
+    score: Tensor
+    known: Tensor
+    picture: Tensor
+    cell: Tensor
+    center: Tensor
+    size: Tensor
+    local: Tensor
+
+
+class Teacher(Protocol):
+    def __call__(self, batch: Batch, cells: Cells) -> Hints: ...
+
+
+class EdgeTeacher:
+    """An edge network, as wide or wider than the student: its maps have the same cells."""
+
+    def __init__(self, network: EdgeNet) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, cells: Cells) -> Hints:
+        with torch.autocast(batch.images.device.type, torch.bfloat16):
+            scores, poses = self.network(batch.images)
+        score, raw = flatten_maps(scores)[..., 0].sigmoid(), flatten_maps(poses)
+        picture, cell = (score >= LEAST_SCORE).nonzero(as_tuple=True)
+        local = cells_to_local(raw[picture, cell], cells.position[cell], cells.stride[cell])
+        return Hints(score, torch.ones_like(score, dtype=torch.bool), picture, cell, *local)
+
+
+class FullTeacher:
+    """A full model: the faces it finds speak for the cells around their middles; of others it says nothing."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, cells: Cells) -> Hints:
+        found = [find_local_poses(self.network, image, LEAST_SCORE) for image in batch.images]
+        probability, boxes, center, size, local = (torch.cat(parts) for parts in zip(*found, strict=True))
+        of = torch.arange(len(found), device=probability.device)
+        picture = of.repeat_interleave(torch.tensor([len(f[0]) for f in found], device=of.device))
+        index, allowed = candidate_cells(boxes, cells, STRIDES)
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+        near = ((cells.middle[index] - middle[:, None]).abs() < cells.stride[index][..., None]).all(-1)
+        face, slot = (allowed & near).nonzero(as_tuple=True)
+        cell = index[face, slot]
+        score = torch.zeros(len(found), len(cells.stride), device=probability.device)
+        flat = picture[face] * score.shape[1] + cell
+        score.view(-1).scatter_reduce_(0, flat, probability[face], "amax")
+        surest = probability[face] == score.view(-1)[flat]  # of two faces near one cell
+        face, cell = face[surest], cell[surest]
+        return Hints(score, score > 0, picture[face], cell, center[face], size[face], local[face])
+
+
+def load_teacher(checkpoint: Path, device: torch.device) -> Teacher:
+    """A teacher from a checkpoint of ours: any edge network, or a full one.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing or not ours.
+    """
+    state = load_checkpoint(checkpoint)
+    network = build_network(state["network"])
+    network.load_state_dict(state["weights"])
+    network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return EdgeTeacher(network) if isinstance(network, EdgeNet) else FullTeacher(network)
+
+
+def hint_losses(logits: Tensor, raw: Tensor, cells: Cells, hints: Hints) -> dict[str, Tensor]:
+    """How far a student is from its teacher's hints.
+
+    Args:
+        logits: (B, N) score logits.
+        raw: (B, N, 9) raw local poses.
+
+    Returns:
+        ``hint_score``: quality focal loss towards the teacher's probability, per face it is sure of;
+        ``hint_pose``: geodesic distance (radians), offset of the centre (face units) and log ratio of sizes,
+        weighted by the teacher's probability.
+    """
+    distance = quality_focal_loss(logits, hints.score) * hints.known
+    score = distance.sum() / (hints.score * hints.known).sum().clamp(min=1)
+    at = hints.picture, hints.cell
+    center, size, local = cells_to_local(raw[at], cells.position[hints.cell], cells.stride[hints.cell])
+    weight = hints.score[at]
+    turned = geometry.geodesic_distance(local, hints.local)
+    moved = (center - hints.center).abs().mean(1) / hints.size + (size / hints.size).log().abs()
+    return {"hint_score": score, "hint_pose": (weight * (turned + moved)).sum() / weight.sum().clamp(min=1)}

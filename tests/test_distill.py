@@ -1,0 +1,133 @@
+"""Distillation: hints of edge and full teachers, and what a student makes of them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from img2pose_edge import geometry
+from img2pose_edge.training import distill
+from img2pose_edge.training.augment import Composer
+from img2pose_edge.training.checkpoint import save_checkpoint
+from img2pose_edge.training.data import PixelCache, read_records
+from img2pose_edge.training.distill import EdgeTeacher, FullTeacher, hint_losses, load_teacher
+from img2pose_edge.training.loop import TrainOptions, collate, train
+from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
+from img2pose_edge.training.objective import EdgeObjective
+from img2pose_edge.training.targets import Batch, Cells, flatten_maps, lay_out_cells
+
+BUNDLED = Path(__file__).parents[1] / "checkpoints/edge-n.pt"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Batch:
+    records = read_records(tiny_data / "labels.jsonl")
+    pixels = PixelCache(tiny_data, records, tmp_path_factory.mktemp("pixels"))
+    composer = Composer(records, pixels, list(range(len(records))), 160, 3)
+    return collate([composer[i] for i in range(4)])
+
+
+def maps(network: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Cells]:
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, poses = network(batch.images)
+    cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, CPU)
+    return flatten_maps(scores)[..., 0], flatten_maps(poses), cells
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch: Batch) -> None:
+    teacher = load_teacher(BUNDLED, CPU)
+    assert isinstance(teacher, EdgeTeacher)
+    with torch.no_grad():
+        logits, raw, cells = maps(teacher.network, batch)
+        hints = teacher(batch, cells)
+        same = hint_losses(logits, raw, cells, hints)
+        other = hint_losses(logits - 1, raw + 0.1, cells, hints)
+    assert hints.score.shape == (4, len(cells.stride))
+    assert len(hints.cell) >= 4, "the bundled model sees the faces"
+    for name in same:
+        assert same[name] < 1e-4 < 0.01 < other[name], name
+
+
+def test_a_full_teacher_speaks_for_the_cells_around_its_faces(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = torch.tensor([[40.0, 40, 100, 110], [60, 50, 120, 120], [8, 8, 20, 22]])
+    local = geometry.angles_to_matrix(torch.tensor([[10.0, 20, 5], [0, -30, 0], [5, 5, 5]]))
+    faces = (
+        torch.tensor([0.9, 0.6, 0.4]),
+        boxes,
+        (boxes[:, :2] + boxes[:, 2:]) / 2,
+        torch.tensor([45.0, 50, 9]),
+        local,
+    )
+    nothing = tuple(v[:0] for v in faces)
+    answers = iter([faces, nothing, nothing, faces])
+    monkeypatch.setattr(distill, "find_local_poses", lambda *_: next(answers))
+    network = build_network("edge-n").eval()
+    logits, raw, cells = maps(network, batch)
+    hints = FullTeacher(network)(batch, cells)
+    assert hints.known[[1, 2]].sum() == 0, "where it finds nothing it says nothing"
+    np.testing.assert_allclose(hints.score[0].unique(), [0, 0.4, 0.6, 0.9])
+    assert len({*zip(hints.picture.tolist(), hints.cell.tolist(), strict=True)}) == len(hints.cell)
+    middle = cells.middle[hints.cell]
+    assert ((middle - hints.center).abs() < cells.stride[hints.cell][:, None]).all()
+    # The cell that holds the middle of the surest face says so, on every level that may learn it.
+    for stride in (8.0, 16.0, 32.0):
+        there = (cells.stride == stride) & ((cells.middle - faces[2][0]).abs() <= stride / 2).all(1)
+        assert (hints.score[0, there] == 0.9).all(), stride
+    losses = hint_losses(logits, raw, cells, hints)
+    assert all(v.isfinite() and v > 0 for v in losses.values())
+    monkeypatch.setattr(distill, "find_local_poses", lambda *_: nothing)
+    losses = hint_losses(logits, raw, cells, FullTeacher(network)(batch, cells))
+    assert [v.item() for v in losses.values()] == [0, 0]
+
+
+def test_a_full_network_finds_local_poses(batch: Batch, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_network("full-18")
+    network.pose_mean = torch.tensor([0.0, 0, 0, 0, 0, 3.0])
+    save_checkpoint({"network": "full-18", "weights": network.state_dict()}, tmp_path / "full.pt")
+    teacher = load_teacher(tmp_path / "full.pt", CPU)
+    assert isinstance(teacher, FullTeacher)
+    _, _, cells = maps(build_network("edge-n"), batch)
+    hints = teacher(batch, cells)
+    assert hints.local.shape == (len(hints.cell), 3, 3)
+    assert len(hints.cell) > 0
+
+
+def test_a_student_comes_nearer_to_its_teacher(batch: Batch) -> None:
+    torch.manual_seed(0)
+    student = build_network("edge-n").train()
+    assert isinstance(student, EdgeNet)
+    objective = EdgeObjective(student, load_teacher(BUNDLED, CPU))
+    assert not any("teacher" in name for name, _ in objective.named_parameters()), "the teacher is not trained"
+    optimizer = torch.optim.AdamW(objective.parameters(), 2e-3)
+    history = []
+    for _ in range(25):
+        loss, parts = objective(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append({k: v.item() for k, v in parts.items()})
+    for name in ("hint_score", "hint_pose"):
+        assert history[-1][name] < 0.7 * history[0][name], name
+
+
+def test_the_loop_logs_what_the_teacher_taught(tiny_data: Path, tmp_path: Path) -> None:
+    options = TrainOptions(steps=2, batch_size=2, crop_size=96, warmup_steps=1, teacher=str(BUNDLED))
+    train(tiny_data, tmp_path / "run", options, workers=0)
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert np.isfinite([float(rows[0][k]) for k in ("hint_score", "hint_pose")]).all()
+    with pytest.raises(ValueError, match="teacher="):
+        train(tiny_data, tmp_path / "run", TrainOptions(**{**vars(options), "teacher": ""}), workers=0)
+    full = TrainOptions(**{**vars(options), "network": "full-18"})
+    with pytest.raises(ValueError, match="only edge networks learn from a teacher, not a full-18"):
+        train(tiny_data, tmp_path / "full", full, workers=0)
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        train(tiny_data, tmp_path / "none", TrainOptions(**{**vars(options), "teacher": "none.pt"}), workers=0)
