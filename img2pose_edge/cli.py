@@ -203,7 +203,7 @@ def train(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     from img2pose_edge.export.onnx import export_onnx
 
-    print(export_onnx(options.checkpoint, options.out))
+    print(export_onnx(options.checkpoint, options.out, proposals=options.proposals))
     return 0
 
 
@@ -215,11 +215,21 @@ def convert_checkpoint(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    from img2pose_edge.benchmarks.accuracy import detect_by
-    from img2pose_edge.benchmarks.accuracy import evaluate as measure
+    from img2pose_edge.benchmarks import accuracy, published, wider
 
+    if not (options.data or options.wider or options.aflw2000 or options.biwi):
+        raise ValueError("nothing to evaluate on: name --data, --wider, --aflw2000 or --biwi")
     detector = detector_from(options)
-    figures = measure(detect_by(detector), options.data)
+    detect = accuracy.detect_by(detector)
+    figures = accuracy.evaluate(detect, options.data) if options.data else {}
+    if options.wider:
+        pyramid = wider.multi_scale(detector) if options.multi_scale else detect
+        name = "wider_multi_scale" if options.multi_scale else "wider"
+        figures[name] = accuracy.evaluate_wider(pyramid, options.wider)
+    if options.aflw2000:
+        figures["aflw2000"] = published.evaluate_aflw2000_official(detect, options.aflw2000)
+    if options.biwi:
+        figures["biwi"] = published.evaluate_biwi(detect, options.biwi, options.biwi_frames)
     for name, values in figures.items():
         print(name)
         for key, value in values.items():
@@ -229,7 +239,8 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.write_manifest:
         rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in figures.items()}
         path = detector.model.path.with_suffix(".json")
-        write_manifest({**detector.model.manifest, "metrics": rounded}, path)
+        metrics = {**detector.model.manifest["metrics"], **rounded}
+        write_manifest({**detector.model.manifest, "metrics": metrics}, path)
         print(f"wrote {path}")
     return 0
 
@@ -324,6 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
     p.set_defaults(do=export)
 
     p = commands.add_parser("convert-checkpoint", help="official img2pose checkpoint to ours")
@@ -335,8 +347,15 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--depth", type=int, default=18, help="of its ResNet: 18, 50 or 101")
     p.set_defaults(do=convert_checkpoint)
 
-    p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D and Pointing'04")
-    p.add_argument("--data", type=Path, required=True, help="folder with wider/, aflw2000/ and pointing04/")
+    p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D, BIWI and Pointing'04")
+    p.add_argument("--data", type=Path, help="folder with this project's subsets: wider/, aflw2000/ and pointing04/")
+    p.add_argument("--wider", type=Path, metavar="DIR", help="WIDER_val/images and the evaluation tools' ground_truth")
+    p.add_argument(
+        "--multi-scale", action="store_true", help="WIDER FACE at seven sizes, mirrored too, with box voting"
+    )
+    p.add_argument("--aflw2000", type=Path, metavar="DIR", help="AFLW2000-3D as distributed: .jpg and .mat")
+    p.add_argument("--biwi", type=Path, metavar="DIR", help="BIWI as distributed: 01/ … 24/ with rgb.cal")
+    p.add_argument("--biwi-frames", type=Path, metavar="FILE", help="img2pose's BIWI_annotations.txt (13,219 frames)")
     p.add_argument("--json", type=Path, metavar="OUT")
     p.add_argument("--write-manifest", action="store_true", help="record the figures in the model's manifest")
     add_detector_options(p)

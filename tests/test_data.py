@@ -54,7 +54,7 @@ def test_retinaface_labels(tmp_path: Path, astronaut: np.ndarray) -> None:
     (record,) = done.records
     assert (record.image, record.collection) == ("wider/0--Parade/a.png", "wider")
     np.testing.assert_allclose(record.faces.boxes, [ASTRONAUT_BOX, [10, 20, 18, 29]])
-    assert record.faces.trust[0] > 0.5
+    assert record.faces.trust[0] > 0.3
     assert record.faces.trust[1] == 0, "no landmarks, no rotation"
     pitch, yaw, roll = geometry.matrix_to_angles(record.faces.local[0])
     assert max(abs(pitch), abs(yaw), abs(roll)) < 20

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from img2pose_edge.benchmarks.accuracy import read_mat
 from img2pose_edge.training.store import LmdbReader
 
 Face = dict[str, Any]
@@ -174,17 +175,12 @@ def _read_folder(path: Path) -> list[Source]:
 def _read_mat(path: Path) -> list[Face]:
     """``Pose_Para`` (radians) and the 68 points of 300W-LP (``pt2d``) or AFLW2000-3D (``pt3d_68``)."""
     try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise ImportError(".mat files need SciPy: pip install scipy") from error
-    try:
-        content = loadmat(path)
-        points = content["pt3d_68"] if "pt3d_68" in content else content["pt2d"]
-        angles = np.degrees(np.asarray(content["Pose_Para"], float).ravel()[:3])
-    except (KeyError, NotImplementedError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is not a .mat of 300W-LP with Pose_Para and pt2d: {error!r}") from error
-    if points.shape[1] != 68:
-        raise ValueError(f"{path} must hold 68 points, got {points.shape}")
+        pose, points = read_mat(path, "Pose_Para", "pt3d_68")
+    except ValueError:
+        pose, points = read_mat(path, "Pose_Para", "pt2d")
+    if pose.size < 3 or points.shape[1] != 68:
+        raise ValueError(f"{path} must hold three angles and 68 points, got {pose.shape} and {points.shape}")
+    angles = np.degrees(pose.ravel()[:3].astype(float))
     return [{"landmarks68": points[:2].T.astype(float).tolist(), "angles": angles.tolist(), "spread": 0.0}]
 
 
