@@ -54,7 +54,7 @@ class Faces:
 
 @dataclass(frozen=True)
 class Record:
-    """One labelled image: its path below the image root, collection (first folder), size and faces."""
+    """One labelled image: its path below the data's root, collection (first folder below), size and faces."""
 
     image: str
     collection: str
@@ -95,8 +95,8 @@ def make_record(label: dict[str, Any]) -> Record:
     Raises:
         KeyError, TypeError, ValueError: if something is missing, misshapen, not finite or outside the image.
     """
-    parts = Path(label["image"]).parts
-    collection = parts[1] if parts[0] == "images" and len(parts) > 2 else parts[0]
+    folders = [part for part in Path(label["image"]).parts[:-1] if part != "images"]
+    collection = folders[0] if folders else ""
     for number, face in enumerate(label["faces"]):
         try:
             check_face(face, label["width"], label["height"])

@@ -97,6 +97,8 @@ class FullObjective(Objective):
         super().__init__()
         self.network = network
         network.roi_heads.sampler.batch_size_per_image = proposals
+        for limits, most, factor in ((network.rpn._pre_nms_top_n, 6000, 16), (network.rpn._post_nms_top_n, 2000, 4)):
+            limits["training"] = min(most, factor * proposals)  # img2pose's, unless the heads learn from few anyway
 
     def prepare(self, records: list[Record]) -> None:
         self.network.pose_mean, self.network.pose_std = pose_statistics(records, self.network.convention)
