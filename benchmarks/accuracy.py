@@ -30,6 +30,7 @@ from img2pose_edge.progress import track
 AP_THRESHOLD = 0.02
 """Least score that counts towards average precision."""
 SUBSETS = ("easy", "medium", "hard")
+ANGLES = ("pitch_mae", "yaw_mae", "roll_mae", "mae")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def evaluate_aflw2000(detect: Detect, root: Path) -> dict[str, float]:
             continue
         label = np.array([float(row[k]) for k in ("pitch_deg", "yaw_deg", "roll_deg")])
         errors.append(angle_errors(face.angles, label))
-    return {"faces": len(rows), "missed": missed, **_angle_means(np.array(errors))}
+    return {"faces": len(rows), "missed": missed, **mean_absolute(errors, *ANGLES)}
 
 
 def evaluate_pointing04(detect: Detect, root: Path) -> dict[str, float]:
@@ -218,11 +219,12 @@ def evaluate_pointing04(detect: Detect, root: Path) -> dict[str, float]:
     }
 
 
-def _angle_means(errors: np.ndarray) -> dict[str, float]:
-    if len(errors) == 0:
-        return dict.fromkeys(("pitch_mae", "yaw_mae", "roll_mae", "mae"), float("nan"))
-    pitch, yaw, roll = errors.mean(0).tolist()
-    return {"pitch_mae": pitch, "yaw_mae": yaw, "roll_mae": roll, "mae": float(errors.mean())}
+def mean_absolute(errors: list[np.ndarray], *names: str) -> dict[str, float]:
+    """Mean absolute value of each column of N x 3 errors, then of all of them; NaN for N = 0."""
+    if not errors:
+        return dict.fromkeys(names, float("nan"))
+    absolute = np.abs(errors)
+    return dict(zip(names, [*absolute.mean(0).tolist(), float(absolute.mean())], strict=True))
 
 
 def evaluate(detect: Detect, data: Path) -> dict[str, dict[str, float]]:

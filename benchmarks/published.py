@@ -11,28 +11,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from img2pose_edge.benchmarks.accuracy import AP_THRESHOLD, Detect, Found, read_mat, require
+from img2pose_edge.benchmarks.accuracy import ANGLES, AP_THRESHOLD, Detect, Found, mean_absolute, read_mat, require
 from img2pose_edge.benchmarks.metrics import angle_errors, pairwise_iou
 from img2pose_edge.pose_references import load_reference
 
 from img2pose_edge import geometry
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
-from img2pose_edge.published import project_boxes
+from img2pose_edge.published import project_boxes, similarity_to_ours
 
 AFLW_LARGEST_ANGLE = 99.0
 """Degrees; images with a larger label are left out (31 of 2,000), as in most of the literature."""
 BIWI_SURE = 0.9
 """Among faces with a higher score, the one nearest to the middle of the image is the labelled one."""
-ANGLES = ("pitch_mae", "yaw_mae", "roll_mae", "mae")
 
 
-def _means(errors: list[np.ndarray], *names: str) -> dict[str, float]:
-    """Mean absolute value of each column of N x 3 errors, then of all of them; NaN for N = 0."""
-    if not errors:
-        return dict.fromkeys(names, float("nan"))
-    absolute = np.abs(errors)
-    return dict(zip(names, [*absolute.mean(0).tolist(), float(absolute.mean())], strict=True))
+def own_frame(points68: np.ndarray | None) -> np.ndarray:
+    """(3, 3) rotation that undoes the one by which an official checkpoint's poses were carried to our reference."""
+    return np.eye(3) if points68 is None else similarity_to_ours(points68)[0].T
 
 
 # --- AFLW2000-3D ---------------------------------------------------------------------------------
@@ -76,7 +72,7 @@ def overlapping_face(faces: list[Found], box: np.ndarray) -> Found | None:
     return faces[overlap.argmax()] if overlap.any() else None
 
 
-def evaluate_aflw2000_official(detect: Detect, root: Path) -> dict[str, float]:
+def evaluate_aflw2000_official(detect: Detect, root: Path, points68: np.ndarray | None = None) -> dict[str, float]:
     """Angles and translation on AFLW2000-3D by img2pose's protocol.
 
     The labelled face is the one of at least ``AP_THRESHOLD`` that overlaps img2pose's box around the 68 labelled
@@ -87,6 +83,7 @@ def evaluate_aflw2000_official(detect: Detect, root: Path) -> dict[str, float]:
 
     Args:
         root: the folder of the ``.jpg`` and ``.mat`` files, or the one that holds it as ``AFLW2000``.
+        points68: (68, 3) reference points of an official checkpoint, whose own frame ``published_`` angles refer to.
 
     Returns:
         ``faces`` counted, images ``left_out`` for an angle beyond 99 degrees, faces ``missed`` (not in the means);
@@ -100,7 +97,7 @@ def evaluate_aflw2000_official(detect: Detect, root: Path) -> dict[str, float]:
     files = sorted(root.glob("*.mat")) or sorted((root / "AFLW2000").glob("*.mat"))
     if not files:
         raise FileNotFoundError(f"evaluation data lacks image*.mat of AFLW2000-3D in {root} or {root / 'AFLW2000'}")
-    published, local, shifts = [], [], []
+    published, local, shifts, frame = [], [], [], own_frame(points68)
     left_out = missed = 0
     for path in track(files, "AFLW2000-3D"):
         label, landmarks = read_aflw2000(path)
@@ -116,16 +113,16 @@ def evaluate_aflw2000_official(detect: Detect, root: Path) -> dict[str, float]:
             missed += 1
             continue
         rotation, translation = geometry.decompose_pose(face.pose)
-        published.append(geometry.matrix_to_angles(rotation) - label)
+        published.append(geometry.matrix_to_angles(rotation @ frame) - label)
         local.append(angle_errors(face.angles, label))
         shifts.append(translation - target[3:])
     return {
         "faces": len(files) - left_out,
         "left_out": left_out,
         "missed": missed,
-        **_means(published, *(f"published_{name}" for name in ANGLES)),
-        **_means(local, *(f"local_{name}" for name in ANGLES)),
-        **_means(shifts, "tx_mae", "ty_mae", "tz_mae", "translation_mae"),
+        **mean_absolute(published, *(f"published_{name}" for name in ANGLES)),
+        **mean_absolute(local, *(f"local_{name}" for name in ANGLES)),
+        **mean_absolute(shifts, "tx_mae", "ty_mae", "tz_mae", "translation_mae"),
     }
 
 
@@ -206,7 +203,9 @@ def zxy_angles(rotation: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([pitch, yaw, roll], axis=-1))
 
 
-def evaluate_biwi(detect: Detect, root: Path, frames: Path | None = None) -> dict[str, float]:
+def evaluate_biwi(
+    detect: Detect, root: Path, frames: Path | None = None, points68: np.ndarray | None = None
+) -> dict[str, float]:
     """Angles and translation on the BIWI Kinect head pose database.
 
     The labelled face is :func:`person_in_the_middle`, of the faces of at least ``AP_THRESHOLD``. ``published_``
@@ -224,6 +223,7 @@ def evaluate_biwi(detect: Detect, root: Path, frames: Path | None = None) -> dic
     Args:
         root, frames: as in :func:`biwi_frames`; ``root`` holds ``01/frame_00003_rgb.png``,
             ``01/frame_00003_pose.txt``, ``01/rgb.cal`` and so on.
+        points68: as in :func:`evaluate_aflw2000_official`.
 
     Returns:
         ``faces`` counted, and how many of them were ``missed`` (not in the means); ``published_`` and ``local_``
@@ -235,7 +235,7 @@ def evaluate_biwi(detect: Detect, root: Path, frames: Path | None = None) -> dic
         ValueError: naming the pose, calibration or list that does not hold what it should.
     """
     paths = biwi_frames(root, frames)
-    published, local, shifts, rotations = [], [], [], []
+    published, local, shifts, rotations, frame = [], [], [], [], own_frame(points68)
     missed = 0
     for path in track(paths, "BIWI"):
         head, position = read_biwi_pose(path.with_name(path.name.replace("_rgb.png", "_pose.txt")))
@@ -245,7 +245,7 @@ def evaluate_biwi(detect: Detect, root: Path, frames: Path | None = None) -> dic
         if face is None or face.pose is None:
             missed += 1
             continue
-        published.append(zxy_angles(geometry.rotvec_to_matrix(face.pose[:3])) - zxy_angles(head))
+        published.append(zxy_angles(geometry.rotvec_to_matrix(face.pose[:3]) @ frame) - zxy_angles(head))
         default = geometry.default_intrinsics(image.shape[1], image.shape[0])
         rotation, translation = geometry.decompose_pose(geometry.convert_pose(face.pose, default, camera))
         position = turn @ position + shift
@@ -257,9 +257,9 @@ def evaluate_biwi(detect: Detect, root: Path, frames: Path | None = None) -> dic
     return {
         "faces": len(paths),
         "missed": missed,
-        **_means(published, *(f"published_{name}" for name in ANGLES)),
-        **_means(local, *(f"local_{name}" for name in ANGLES)),
-        **_means(shifts, "tx_mae_mm", "ty_mae_mm", "tz_mae_mm", "translation_mae_mm"),
+        **mean_absolute(published, *(f"published_{name}" for name in ANGLES)),
+        **mean_absolute(local, *(f"local_{name}" for name in ANGLES)),
+        **mean_absolute(shifts, "tx_mae_mm", "ty_mae_mm", "tz_mae_mm", "translation_mae_mm"),
         "translation_mae_mm_aligned": _aligned_error(shifts, rotations),
     }
 

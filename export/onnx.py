@@ -17,18 +17,19 @@ from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES, EdgeNet
 
 OPSET = 17
-DATA = (
-    "WIDER FACE (CC BY-NC-ND 4.0), 300W, MTFL/LFW, GENKI-4K (research use), a public set of masked faces, "
-    "Pointing'04 (free with citation); poses labelled by WHENet, b66 and 3DDFA_V2, five points and part of the "
-    "boxes by SCRFD-2.5G"
-)
-LICENCE = "non-commercial research use, as the training data"
+LICENCE = "as the training data allow"
 OFFICIAL_DATA = "as the official img2pose checkpoint it was converted from (WIDER FACE)"
 OFFICIAL_LICENCE = "CC BY-NC 4.0, as the official img2pose checkpoint it was converted from"
 
 
 def export_onnx(
-    checkpoint: Path, out: Path, score_threshold: float = 0.5, nms_iou: float = 0.5, proposals: int = 1000
+    checkpoint: Path,
+    out: Path,
+    score_threshold: float = 0.5,
+    nms_iou: float = 0.5,
+    proposals: int = 1000,
+    data: str = "",
+    licence: str = "",
 ) -> Path:
     """Write ``out`` (.onnx) and the manifest beside it (.json).
 
@@ -41,6 +42,8 @@ def export_onnx(
         out: path ending in ``.onnx``.
         score_threshold, nms_iou: written to the manifest as the runtime's defaults.
         proposals: of a full network in an image; most of its time goes into them.
+        data, licence: what the manifest says of the training data and of the weights' licence; default what the
+            checkpoint knows of them.
 
     Returns:
         path of the manifest.
@@ -57,6 +60,7 @@ def export_onnx(
     network.load_state_dict(state["weights"])
     network.eval()
     facts = _edge_facts() if isinstance(network, EdgeNet) else _full_facts(network, proposals)
+    official = "points68" in facts
     names = [name for kind in facts["outputs"].values() for name in kind]
     _write_graph(network, out, names)
     manifest: dict[str, Any] = {
@@ -68,8 +72,8 @@ def export_onnx(
         "parameters": sum(p.numel() for p in network.parameters()),
         "thresholds": {"score": score_threshold, "nms_iou": nms_iou},
         "training": {"steps": state.get("step"), "options": state.get("options", {})},
-        "data": DATA,
-        "licence": LICENCE,
+        "data": data or state.get("data") or (OFFICIAL_DATA if official else "unknown"),
+        "licence": licence or (OFFICIAL_LICENCE if official else LICENCE),
         **facts,
         "metrics": {},
         "versions": {"img2pose-edge": __version__, "torch": torch.__version__.split("+")[0], "opset": OPSET},
@@ -100,7 +104,7 @@ def _full_facts(network: nn.Module, proposals: int) -> dict[str, Any]:
     }
     if network.official:
         facts["input"] |= {"size": options.max_size, "shortest": options.min_size}
-        facts |= {"points68": network.points.tolist(), "data": OFFICIAL_DATA, "licence": OFFICIAL_LICENCE}
+        facts |= {"points68": network.points.tolist()}
     return facts
 
 

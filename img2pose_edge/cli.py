@@ -17,10 +17,8 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import write_manifest
-from img2pose_edge.preprocess import load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -203,7 +201,15 @@ def train(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     from img2pose_edge.export.onnx import export_onnx
 
-    print(export_onnx(options.checkpoint, options.out, proposals=options.proposals))
+    print(
+        export_onnx(
+            options.checkpoint,
+            options.out,
+            proposals=options.proposals,
+            data=options.data_note,
+            licence=options.licence,
+        )
+    )
     return 0
 
 
@@ -217,25 +223,37 @@ def convert_checkpoint(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from img2pose_edge.benchmarks import accuracy, published, wider
 
-    if not (options.data or options.wider or options.aflw2000 or options.biwi):
+    folders = [options.data, options.wider, options.aflw2000, options.biwi, options.biwi_frames]
+    for path in filter(None, folders):
+        accuracy.require(path)  # before hours go into the others
+    if not any(folders[:4]):
         raise ValueError("nothing to evaluate on: name --data, --wider, --aflw2000 or --biwi")
+    if options.multi_scale and not options.wider:
+        raise ValueError("--multi-scale is for --wider, which is not given")
+    if options.biwi_frames and not options.biwi:
+        raise ValueError("--biwi-frames is for --biwi, which is not given")
     detector = detector_from(options)
-    detect = accuracy.detect_by(detector)
-    figures = accuracy.evaluate(detect, options.data) if options.data else {}
-    if options.wider:
-        pyramid = wider.multi_scale(detector) if options.multi_scale else detect
-        name = "wider_multi_scale" if options.multi_scale else "wider"
-        figures[name] = accuracy.evaluate_wider(pyramid, options.wider)
-    if options.aflw2000:
-        figures["aflw2000"] = published.evaluate_aflw2000_official(detect, options.aflw2000)
-    if options.biwi:
-        figures["biwi"] = published.evaluate_biwi(detect, options.biwi, options.biwi_frames)
-    for name, values in figures.items():
+    detect, points = accuracy.detect_by(detector), detector.model.points68
+    figures: dict[str, dict[str, float]] = {}
+
+    def report(name: str, values: dict[str, float]) -> None:
+        figures[name] = values
         print(name)
         for key, value in values.items():
-            print(f"  {key:20} {value:.3f}" if isinstance(value, float) else f"  {key:20} {value}")
-    if options.json:
-        write_file(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+            print(f"  {key:20} {value:.3f}" if isinstance(value, float) else f"  {key:20} {value}", flush=True)
+        if options.json:
+            write_file(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+
+    if options.data:
+        for name, values in accuracy.evaluate(detect, options.data).items():
+            report(name, values)
+    if options.wider:
+        name, pyramid = ("_multi_scale", wider.multi_scale(detector)) if options.multi_scale else ("", detect)
+        report(f"wider_val{name}", accuracy.evaluate_wider(pyramid, options.wider))
+    if options.aflw2000:
+        report("aflw2000", published.evaluate_aflw2000_official(detect, options.aflw2000, points))
+    if options.biwi:
+        report("biwi", published.evaluate_biwi(detect, options.biwi, options.biwi_frames, points))
     if options.write_manifest:
         rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in figures.items()}
         path = detector.model.path.with_suffix(".json")
@@ -335,6 +353,10 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.add_argument(
+        "--data-note", default="", metavar="TEXT", help="training data, for the manifest (default: its name)"
+    )
+    p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
     p.set_defaults(do=export)
 

@@ -79,7 +79,7 @@ def proposal_candidates(
         poses: (P, 6) in the proposals' cameras (``geometry.box_intrinsics``).
         boxes: (P, 4) proposals, pixels of the network's image.
         threshold: probability.
-        size: width and height of that image without padding.
+        size: width and height of that image without padding; proposals beyond it are left out.
         points68: (68, 3) reference points of an official checkpoint, whose conventions are then followed
             (``published``).
 
@@ -90,7 +90,6 @@ def proposal_candidates(
     kept = np.flatnonzero((scores >= threshold) & (np.clip(boxes[:, 2:], 0, size) - boxes[:, :2] >= 1e-2).all(1))
     order = kept[np.argsort(-scores[kept], kind="stable")]
     probability, pose, box = (v[order].astype(np.float64) for v in (scores, poses, boxes))
-    box[:, 2:] = np.minimum(box[:, 2:], size)
     if points68 is None:
         camera = geometry.box_intrinsics(box)
         corner, drawn = box[:, :2], None

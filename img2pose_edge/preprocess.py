@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 8
 PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""

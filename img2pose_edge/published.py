@@ -105,6 +105,18 @@ def project_boxes(pose: Array, points: Array, camera: Array, width: int, height:
     return xp.concatenate([low, xp.stack([x2, y2], axis=1)], axis=1)
 
 
+def similarity_to_ours(points: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Rotation (3, 3), scale and shift (3,) that carry our 68 reference points onto ``points`` (68, 3), as close
+    as a similarity allows (Umeyama, PAMI 1991)."""
+    ours = load_reference().points68.astype(float)
+    a, b = ours - ours.mean(0), points - points.mean(0)
+    u, spread, v = np.linalg.svd(b.T @ a)
+    signs = np.array([1, 1, np.sign(np.linalg.det(u @ v))])
+    turn = (u * signs) @ v
+    scale = float((spread * signs).sum() / (a * a).sum())
+    return turn, scale, points.mean(0) - scale * turn @ ours.mean(0)
+
+
 def to_our_face(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Poses of the official reference face to poses of ours, which has another frame, scale and origin.
 
@@ -113,15 +125,8 @@ def to_our_face(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
         points: (68, 3) the official reference.
 
     Returns:
-        (N, 6) in the same camera; both references' points lie as close together as a similarity allows
-        (Umeyama, PAMI 1991).
+        (N, 6) in the same camera.
     """
-    ours = load_reference().points68.astype(float)
-    a, b = ours - ours.mean(0), points - points.mean(0)
-    u, spread, v = np.linalg.svd(b.T @ a)
-    signs = np.array([1, 1, np.sign(np.linalg.det(u @ v))])
-    turn = (u * signs) @ v
-    scale = (spread * signs).sum() / (a * a).sum()
-    shift = points.mean(0) - scale * turn @ ours.mean(0)
+    turn, scale, shift = similarity_to_ours(points)
     rotation, translation = geometry.decompose_pose(pose)
     return geometry.compose_pose(rotation @ turn, (translation + rotation @ shift) / scale)

@@ -33,6 +33,16 @@ class ReferenceFace:
     triangles: np.ndarray
 
 
+MIRROR_5 = np.array([1, 0, 2, 4, 3])
+"""Which of five points is which in the mirror."""
+
+
+def five_points(points68: np.ndarray) -> np.ndarray:
+    """(..., 68, k) iBUG landmarks to (..., 5, k): middles of the eyes, nose tip, mouth corners."""
+    eyes = [points68[..., first : first + 6, :].mean(-2) for first in (36, 42)]
+    return np.stack([*eyes, *(points68[..., i, :] for i in (30, 48, 54))], axis=-2)
+
+
 @cache
 def load_reference() -> ReferenceFace:
     """The bundled reference face (read once; its arrays are read-only)."""

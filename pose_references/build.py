@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from img2pose_edge.pose_references import MIRROR_5, five_points
 from scipy.interpolate import RBFInterpolator
 from scipy.optimize import least_squares
 
@@ -29,11 +30,6 @@ MIRROR_68 = np.array(
         *(*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)),
     ]
 )
-MIRROR_5 = np.array([1, 0, 2, 4, 3])
-# Five points as face detectors give them: eye centres, nose tip, mouth corners.
-FIVE_FROM_68 = np.zeros((5, 68))
-FIVE_FROM_68[0, 36:42] = FIVE_FROM_68[1, 42:48] = 1 / 6
-FIVE_FROM_68[2, 30] = FIVE_FROM_68[3, 48] = FIVE_FROM_68[4, 54] = 1
 
 
 def read_faces(labels: Path) -> list[dict]:
@@ -106,7 +102,7 @@ def fit_detector_points(points: np.ndarray, faces: list[dict], rounds: int = 10)
     cameras = np.array([f["K"] for f in chosen])
     local = geometry.angles_to_matrix(np.array([f["angles"] for f in chosen]))
     pose = solve_pose(points, np.array([f["landmarks68"] for f in chosen]), local, cameras)
-    five = FIVE_FROM_68 @ points
+    five = five_points(points)
     for _ in range(rounds):
         weights = trust(five, pixels, *pose, cameras)
         five = mirrored_mean(triangulate(pixels, *pose, cameras, weights), MIRROR_5)
@@ -137,7 +133,7 @@ def structure_from_known_motion(
 
 def fit_ellipsoid(points: np.ndarray, faces: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Centre (3,) and semi-axes (3,) of the ellipsoid whose projection best gives the annotated boxes."""
-    five = FIVE_FROM_68 @ points
+    five = five_points(points)
     chosen = [f for f in faces if "landmarks" in f and f["spread"] < 8 and box_size(f) > 24]
     local = geometry.angles_to_matrix(np.array([f["angles"] for f in chosen]))
     cameras = np.array([f["K"] for f in chosen])
@@ -181,7 +177,7 @@ def build(labels: Path, canonical: Path) -> dict[str, np.ndarray]:
     )
     return {
         "points68": points.astype(np.float32),
-        "points5": (FIVE_FROM_68 @ points).astype(np.float32),
+        "points5": (five_points(points)).astype(np.float32),
         "detector_points5": fit_detector_points(points, faces).astype(np.float32),
         "ellipsoid_center": center.astype(np.float32),
         "ellipsoid_axes": axes.astype(np.float32),

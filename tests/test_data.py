@@ -17,7 +17,7 @@ from img2pose_edge import geometry
 from img2pose_edge.cli import main
 from img2pose_edge.training.annotate import whole_lines
 from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.data import open_data, read_records
+from img2pose_edge.training.data import open_data, read_records, split
 from img2pose_edge.training.loop import TrainOptions, train
 from img2pose_edge.training.prepare import prepare
 
@@ -26,13 +26,12 @@ ANGLES = np.array([12.0, -35.0, 8.0])
 X, Y, W, H = (float(v) for v in (*ASTRONAUT_BOX[:2], *(ASTRONAUT_BOX[2:] - ASTRONAUT_BOX[:2])))
 
 
-def drawn_points(width: int, height: int, five: bool = False) -> np.ndarray:
+def drawn_points(width: int, height: int) -> np.ndarray:
     """Landmarks of a face at known local angles, off the middle of the image."""
     camera = geometry.default_intrinsics(width, height)
     center = np.array([0.3 * width, 0.6 * height])
     pose = geometry.local_to_camera(center, np.array(60.0), geometry.angles_to_matrix(ANGLES), camera)
-    reference = load_reference()
-    return geometry.project((reference.points5 if five else reference.points68).astype(float), *pose, camera)
+    return geometry.project(load_reference().points68.astype(float), *pose, camera)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -155,6 +154,10 @@ def test_a_full_model_is_fine_tuned_on_another_set(tiny_data: Path, tmp_path: Pa
     options = TrainOptions("full-18", 1, 2, 96, warmup_steps=1, proposals=16)
     first = train(tiny_data, tmp_path / "first", options, workers=0)
     test_300w_lp_folders(tmp_path / "lp", astronaut, "pt2d")
+    for suffix in (".jpg", ".mat"):
+        shutil.copy(tmp_path / f"lp/AFW/a{suffix}", tmp_path / f"lp/AFW/b{suffix}")
+    (tmp_path / "lp/lp.lmdb").unlink()
+    data = prepare(tmp_path / "lp", tmp_path / "lp/lp.lmdb").path
     second = train(
         tmp_path / "lp/lp.lmdb",
         tmp_path / "second",
@@ -191,8 +194,11 @@ def test_preparing_goes_on_after_an_interruption(
     seen.clear()
     assert len(prepare(tiny_data, out).records) == 12
     assert len(seen) == 7, "what was written is not read again"
-    with pytest.raises(ValueError, match="is finished: remove it"):
-        prepare(tiny_data, out)
+    (tmp_path / "tiny_pose_mean.npy").unlink()
+    seen.clear()
+    assert len(prepare(tiny_data, out).records) == 12, "a finished one is left as it is"
+    assert seen == []
+    assert (tmp_path / "tiny_pose_mean.npy").exists()
     with pytest.raises(ValueError, match="holds another data set"):
         prepare(tiny_data, out, longest=100)
 
@@ -204,6 +210,8 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
         "nan.png": {"box": [1, 2, float("nan"), 9]},
         "outside.png": {"box": [600, 10, 650, 40]},
         "angles.png": {**good, "angles": [1, 2]},
+        "spread.png": {**good, "angles": [1, 2, 3], "spread": "wide"},
+        "none.png": None,
         "missing.png": good,
         "broken.png": good,
     }
@@ -212,6 +220,8 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
             write_image(tmp_path / name, astronaut)
     (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:2000])
     labels = [{"image": n, "width": 512, "height": 512, "faces": [f]} for n, f in faces.items()]
+    write_image(tmp_path / "size.png", astronaut)
+    labels.append({"image": "size.png", "width": 640, "height": 512, "faces": [good]})
     (tmp_path / "labels.jsonl").write_text("\n".join(json.dumps(v) for v in labels))
     out = tmp_path / "out.lmdb"
     with pytest.raises(ValueError, match=r"nan\.png: face 0: box must be finite numbers.*--skip-bad"):
@@ -219,11 +229,14 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
     assert main(["prepare", str(tmp_path), "--out", str(out), "--skip-bad"]) == 0
     said = capsys.readouterr()
     assert "1 images, 1 faces" in said.out
-    assert "skipped 5:" in said.err
+    assert "skipped 8:" in said.err
     for words in (
         "nan.png: face 0: box must be finite",
         "outside.png: face 0: box [600.0, 10.0, 650.0, 40.0] lies outside the 512x512 image",
         "angles.png: face 0: angles must be finite numbers of shape (3,)",
+        "spread.png: face 0: spread must be finite numbers of shape ()",
+        "none.png: face 0",
+        "size.png: it is 512x512; its label says 640x512",
         "missing.png",
         "broken.png is truncated",
     ):
@@ -253,6 +266,40 @@ def test_damaged_records_of_an_lmdb_are_named(tiny_data: Path, tmp_path: Path) -
         open_data(out, tmp_path)
 
 
+def test_other_peoples_lmdbs_are_left_alone(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "WIDER_train_annotations.lmdb"
+    env = lmdb.open(str(out), subdir=False, map_size=1 << 20)
+    with env.begin(write=True) as transaction:
+        transaction.put(b"__len__", b"0")
+    env.close()
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="holds another data set"):
+        prepare(tiny_data, out)
+    assert out.read_bytes() == before
+    with pytest.raises(ValueError, match="none that 'img2pose-edge prepare' wrote"):
+        open_data(out, tmp_path)
+    out.write_bytes(b"no database at all" * 1000)
+    with pytest.raises(ValueError, match="cannot be opened as LMDB"):
+        prepare(tiny_data, out)
+
+
+def test_images_without_labels_are_named(tmp_path: Path, astronaut: np.ndarray) -> None:
+    test_300w_folders(tmp_path, astronaut)
+    write_image(tmp_path / "01_Indoor/b.png", astronaut)
+    done = prepare(tmp_path, tmp_path / "more.lmdb", skip_bad=True)
+    assert done.skipped == ["01_Indoor/b.png: no .mat or .pts beside it"]
+
+
+def test_a_few_photographs_are_split_too(tiny_data: Path) -> None:
+    records = read_records(tiny_data / "labels.jsonl")
+    training, held_out = split(records)
+    assert len(held_out) == 1
+    assert sorted(training + held_out) == list(range(12))
+    assert split(records[:2]) in (([0], [1]), ([1], [0]))
+    with pytest.raises(ValueError, match="at least two images with a face to learn from, got 1"):
+        split(records[:1])
+
+
 def test_data_sets_that_are_none_are_named(tmp_path: Path) -> None:
     for path, error, words in (
         (tmp_path / "none", FileNotFoundError, "no data set"),
@@ -268,6 +315,9 @@ def test_data_sets_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "labels.jsonl").write_text("")
     with pytest.raises(ValueError, match="is empty"):
         read_records(tmp_path / "labels.jsonl")
+    (tmp_path / "list.txt").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"list\.txt is not a text file"):
+        prepare(tmp_path / "list.txt", tmp_path / "out.lmdb")
     (tmp_path / "list.txt").write_text("gone.json\n")
     with pytest.raises(ValueError, match=r"names gone\.json, which is not there"):
         prepare(tmp_path / "list.txt", tmp_path / "out.lmdb")

@@ -17,13 +17,14 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from img2pose_edge import PoseDetector, geometry, published
+from img2pose_edge.decode import proposal_candidates
 from img2pose_edge.training import loop
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
-from img2pose_edge.training.full_objective import FullObjective, batch_targets, pose_statistics
+from img2pose_edge.training.full_objective import FullObjective, batch_targets, boxes_around, pose_statistics
 from img2pose_edge.training.loop import TrainOptions, collate, train
 from img2pose_edge.training.networks import build_network
-from img2pose_edge.training.networks.full import FullNet, PublishedConvention, SearchOptions, Target
+from img2pose_edge.training.networks.full import ExactConvention, FullNet, PublishedConvention, SearchOptions, Target
 from img2pose_edge.training.networks.pose_heads import contained
 from img2pose_edge.training.official import convert_checkpoint
 from img2pose_edge.training.targets import Batch
@@ -290,6 +291,30 @@ def test_ignored_regions_teach_nothing() -> None:
     assert contained(boxes, boxes[:0]).tolist() == [False] * 3
 
 
+def test_pose_statistics_are_those_of_proposals(tiny_data: Path) -> None:
+    """Of faces that are all alike, each alone in its picture, translation still varies as it does in proposals."""
+    records = read_records(tiny_data / "labels.jsonl") * 40
+    _, deviation = pose_statistics(records, ExactConvention())
+    face = records[0].faces.boxes
+    boxes, _ = boxes_around(torch.from_numpy(face.repeat(2000, 0)), seed=1)
+    shift = ((boxes[:, :2] + boxes[:, 2:]) / 2 / 512).std(0) * 512 / (face[0, 2:] - face[0, :2])
+    assert 0.03 < shift.max() < 0.15
+    # A box shifted by its whole extent moves the face by about tz / 2 = 1.5 face units.
+    np.testing.assert_allclose(deviation[3:5], 1.5 * shift, rtol=0.25)
+    assert deviation[:3].max() < 0.1
+
+
+def test_a_decoded_proposal_keeps_its_own_box() -> None:
+    """A proposal that reaches into the padding was pooled there: its pose is in the camera of all of it."""
+    pose, box = np.array([[0.1, 0.2, 0.0, 0.05, 0.1, 3.0]]), np.array([[100.0, 100, 200, 220]])
+    whole, _ = proposal_candidates(np.array([0.9]), pose, box, 0.5, (640, 480))
+    cut, _ = proposal_candidates(np.array([0.9]), pose, box, 0.5, (640, 210))
+    for a, b in zip(whole, cut, strict=True):
+        np.testing.assert_array_equal(a, b)
+    outside, _ = proposal_candidates(np.array([0.9]), pose, box, 0.5, (640, 90))
+    assert len(outside[0]) == 0
+
+
 def test_losses_are_finite_without_faces_and_with_one(tiny_data: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_network("full-18").train()
@@ -388,12 +413,12 @@ def test_detect_poses_runs_it(learnt: tuple[FullNet, Batch], exported: Path, eng
         theirs = network.detect([torch.tensor(image)], SearchOptions(**{**vars(options), "min_size": len(image)}))[0]
         ours = detector(image)
         assert len(ours) == len(theirs.scores) > 0
+        near = 0.02 if image is wide else 1e-3  # padding is grey to us, the mean colour in training
         for i, face in enumerate(ours):
-            padded = image.shape[1] % 32 > 0  # regions that reach into the padding see it
-            assert face.score == pytest.approx(theirs.scores[i].item(), abs=0.05 if padded else 1e-3)
-            np.testing.assert_allclose(face.box, theirs.boxes[i], atol=3 if padded else 0.05)
-            np.testing.assert_allclose(face.pose[:3], theirs.poses[i, :3], atol=0.1 if padded else 1e-3)
-            np.testing.assert_allclose(face.pose[3:], theirs.poses[i, 3:], rtol=0.05 if padded else 1e-3, atol=0.01)
+            assert face.score == pytest.approx(theirs.scores[i].item(), abs=near)
+            np.testing.assert_allclose(face.box, theirs.boxes[i], atol=50 * near)
+            np.testing.assert_allclose(face.pose[:3], theirs.poses[i, :3], atol=near)
+            np.testing.assert_allclose(face.pose[3:], theirs.poses[i, 3:], rtol=near, atol=near)
     assert detector(np.zeros((64, 64, 3), np.uint8)) == []
 
 

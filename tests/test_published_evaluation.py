@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from img2pose_edge.benchmarks.wider import multi_scale, vote_boxes
 from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
+from img2pose_edge.cli import main
 
 scipy_io = pytest.importorskip("scipy.io")
 
@@ -95,6 +97,41 @@ def test_aflw_published_angles_charge_a_face_for_where_it_is(tmp_path: Path, cam
         assert figures[f"local_{name}"] == pytest.approx(0, abs=1e-6)
     for name in ("tx_mae", "ty_mae", "tz_mae", "translation_mae"):
         assert figures[name] == pytest.approx(0, abs=1e-3)  # PnP's accuracy
+
+
+def test_official_checkpoints_are_judged_in_their_own_frame(tmp_path: Path, camera: np.ndarray) -> None:
+    """Their poses come to us carried over to our reference face; their authors compare without that turn."""
+    turn = geometry.angles_to_matrix(np.array([4.0, -2.0, 1.0]))
+    points68 = 1.3 * load_reference().points68.astype(float) @ turn.T
+    face = face_at((WIDTH / 2, HEIGHT / 2), 60, (10, -20, 5), camera)
+    assert face.pose is not None
+    rotation, _ = geometry.decompose_pose(face.pose)
+    label = tuple(geometry.matrix_to_angles(rotation @ turn.T).tolist())
+    write_aflw(tmp_path, 0, face, label)
+    theirs = evaluate_aflw2000_official(knowing([[face]]), tmp_path, points68)
+    ours = evaluate_aflw2000_official(knowing([[face]]), tmp_path)
+    assert theirs["published_mae"] < 1e-3 < 1 < ours["published_mae"]
+
+
+def test_the_command_line_evaluates_on_official_folders(
+    tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (face,) = PoseDetector()(astronaut)
+    pose = np.array([[*np.radians(face.angles), 0, 0, 0, 1]])
+    points = np.vstack([face.landmarks68.T, np.zeros(68)])
+    scipy_io.savemat(tmp_path / "image00000.mat", {"Pose_Para": pose, "pt3d_68": points})
+    cv2.imwrite(str(tmp_path / "image00000.jpg"), astronaut)
+    figures = tmp_path / "figures.json"
+    assert main(["evaluate", "--aflw2000", str(tmp_path), "--json", str(figures)]) == 0
+    assert json.loads(figures.read_text())["aflw2000"]["local_mae"] < 1
+    for arguments, words in (
+        ([], "nothing to evaluate on"),
+        (["--aflw2000", str(tmp_path), "--biwi", str(tmp_path / "none")], "lacks"),
+        (["--aflw2000", str(tmp_path), "--multi-scale"], "--multi-scale is for --wider"),
+        (["--aflw2000", str(tmp_path), "--biwi-frames", str(figures)], "--biwi-frames is for --biwi"),
+    ):
+        assert main(["evaluate", *arguments]) == 1
+        assert words in capsys.readouterr().err
 
 
 def test_aflw_errors_and_misses(tmp_path: Path, camera: np.ndarray) -> None:

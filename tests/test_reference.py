@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from conftest import shared
-from img2pose_edge.pose_references import load_reference
-from img2pose_edge.pose_references.build import FIVE_FROM_68, MIRROR_68, read_faces
+from img2pose_edge.pose_references import five_points, load_reference
+from img2pose_edge.pose_references.build import MIRROR_68, read_faces
 
 from img2pose_edge import geometry
 
@@ -17,7 +17,7 @@ def test_shapes_symmetry_and_agreement() -> None:
     assert face.triangles.shape == (898, 3)
     assert face.triangles.max() == 467
     np.testing.assert_allclose(face.points68[MIRROR_68] * [-1, 1, 1], face.points68, atol=1e-5)
-    np.testing.assert_allclose(FIVE_FROM_68 @ face.points68, face.points5, atol=1e-5)
+    np.testing.assert_allclose(five_points(face.points68), face.points5, atol=1e-5)
     # The dense mesh passes through the inner landmarks: mean distance to the nearest vertex in face units.
     gap = np.linalg.norm(face.points68[17:, None] - face.vertices[None], axis=2).min(1)
     assert gap.mean() < 0.03

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,11 +125,10 @@ def whole_lines(out: Path) -> set[str]:
     """Names of the images that ``out`` holds; a last line cut off by an interruption is removed."""
     if not out.exists():
         return set()
-    text = out.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        out.write_text(whole)
+    data = out.read_bytes()
+    end = data.rfind(b"\n") + 1
+    os.truncate(out, end)
     try:
-        return {json.loads(line)["image"] for line in whole.splitlines()}
+        return {json.loads(line)["image"] for line in data[:end].splitlines()}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{out} holds a damaged line: {error!r}") from error

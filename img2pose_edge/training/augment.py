@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.pose_references import project_face_box
+from img2pose_edge.pose_references import MIRROR_5, project_face_box
 from img2pose_edge.training.data import Faces, Pixels, Record, pose_from_boxes
 
 FILL = 127
@@ -23,7 +23,6 @@ PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
 SCENE, MOSAIC = 0.76, 0.16
 """Shares of pictures that are one scene, or four portraits; the rest are one portrait."""
-FLIPPED_LANDMARKS = [1, 0, 2, 4, 3]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def place_faces(faces: Faces, intrinsics: np.ndarray, placement: Placement) -> t
     camera[:2, 2] = move(intrinsics[:2, 2])
     local, landmarks = faces.local, move(faces.landmarks)
     if placement.flip:
-        local, landmarks = geometry.flip_rotation(local), landmarks[:, FLIPPED_LANDMARKS]
+        local, landmarks = geometry.flip_rotation(local), landmarks[:, MIRROR_5]
     local = geometry.roll_matrix(np.array(placement.degrees)) @ local
     middle = move((faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2)
     extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]) * placement.scale / 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.pose_references import load_reference, project_face_box
+from img2pose_edge.pose_references import five_points, load_reference, project_face_box
 
 LEVER = 0.4
 """Face units from a face's axis to its landmarks, about: points that are off by ``e`` turn it by ``e / LEVER``."""
@@ -16,11 +16,6 @@ FIVE_POINTS_ERROR = 5.0
 differs from the labels by 6.0 (median; 7.9 beyond 40 degrees of yaw, 11.9 beyond 60)."""
 LEAST_SIZE = 10.0
 """Pixels; the landmarks of smaller faces say nothing of the rotation."""
-
-
-def five_points(points68: np.ndarray) -> np.ndarray:
-    """(68, 2) iBUG landmarks to (5, 2): middles of the eyes, nose tip, mouth corners."""
-    return np.stack([points68[36:42].mean(0), points68[42:48].mean(0), points68[30], points68[48], points68[54]])
 
 
 def pose_from_points(pixels: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, float]:
@@ -74,15 +69,15 @@ def _array(face: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray
 def check_face(face: dict[str, Any], width: int, height: int) -> None:
     """Raise ``ValueError`` if a face's numbers are not finite, misshapen, or it lies outside its image."""
     box = _array(face, "box", (4,))
-    for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,))):
+    for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,)), ("spread", ())):
         _array(face, key, shape)
     if box is None:
         raise ValueError("it has no box")
     has_area = (box[2:] > box[:2]).all()  # data sets list faces of none; training drops them
     if has_area and ((box[2:] <= 0).any() or (box[:2] >= [width, height]).any()):
         raise ValueError(f"box {box.round(1).tolist()} lies outside the {width}x{height} image")
-    if "angles" in face and not np.isfinite(face.get("spread", np.nan)):
-        raise ValueError(f"angles need their spread in degrees, got {face.get('spread')}")
+    if "angles" in face and "spread" not in face:
+        raise ValueError("its angles have no spread (their uncertainty in degrees)")
 
 
 def complete_face(face: dict[str, Any], width: int, height: int) -> dict[str, Any]:
@@ -106,7 +101,7 @@ def complete_face(face: dict[str, Any], width: int, height: int) -> dict[str, An
     pose = None
     if angles is not None and points68 is not None:
         pose = pose_of_known_rotation(points68, geometry.angles_to_matrix(angles), camera)
-    elif points is not None and np.ptp(points, axis=0).max() * 1.5 >= LEAST_SIZE:
+    elif angles is None and points is not None and np.ptp(points, axis=0).max() * 1.5 >= LEAST_SIZE:
         pose, spread = pose_from_points(points, camera)
         local = geometry.camera_to_local(*geometry.decompose_pose(pose), camera)[2]
         done |= {"angles": geometry.matrix_to_angles(local).round(3).tolist(), "spread": round(spread, 2)}

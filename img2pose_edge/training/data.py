@@ -19,7 +19,7 @@ from img2pose_edge.training.complete import check_face
 from img2pose_edge.training.store import LmdbReader
 
 HELD_OUT_ONE_IN = 40
-"""One image in this many, by a checksum of its name, is never trained on but validated on."""
+"""One image in this many, by a checksum of its name (:func:`split`), is never trained on but validated on."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,6 @@ class Record:
     height: int
     faces: Faces
 
-    @property
-    def held_out(self) -> bool:
-        return zlib.crc32(self.image.encode()) % HELD_OUT_ONE_IN == 0
-
 
 def parse_faces(faces: list[dict]) -> Faces:
     """Faces of one ``labels.jsonl`` record (format: README of the training data)."""
@@ -103,6 +99,22 @@ def make_record(label: dict[str, Any]) -> Record:
         except ValueError as error:
             raise ValueError(f"face {number}: {error}") from error
     return Record(label["image"], collection, label["width"], label["height"], parse_faces(label["faces"]))
+
+
+def split(records: list[Record]) -> tuple[list[int], list[int]]:
+    """Positions of the records to train on and of those held out: a fortieth, at least one with a face.
+
+    Raises:
+        ValueError: if there are not two records with a face to learn from.
+    """
+    marks = {i: zlib.crc32(r.image.encode()) for i, r in enumerate(records)}
+    useful = [i for i, r in enumerate(records) if (~r.faces.ignore).any()]
+    if len(useful) < 2:
+        raise ValueError(f"training needs at least two images with a face to learn from, got {len(useful)}")
+    held_out = {i for i, mark in marks.items() if mark % HELD_OUT_ONE_IN == 0}
+    if not held_out & {*useful} or {*useful} <= held_out:
+        held_out = {min(useful, key=marks.__getitem__)}
+    return [i for i in marks if i not in held_out], sorted(held_out)
 
 
 def read_records(labels: Path) -> list[Record]:

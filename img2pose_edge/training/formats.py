@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge.benchmarks.accuracy import read_mat
+from img2pose_edge.preprocess import IMAGE_SUFFIXES
 from img2pose_edge.training.store import LmdbReader
 
 Face = dict[str, Any]
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 EXPECTED = (
     "label.txt of RetinaFace, a list of img2pose's JSON files, a folder of 300W-LP (.mat) or 300W (.pts), a folder "
     "with labels.jsonl, a .jsonl file or a .lmdb of ours"
@@ -33,12 +33,14 @@ class Source:
 
     Both raise ``OSError`` or ``ValueError`` where a file is missing or damaged. ``name`` starts with the
     collection (``wider``, ``300w``, …) that training mixes by. ``posed``: faces come with all that training needs.
+    ``size``: width and height that the label claims.
     """
 
     name: str
     image: Callable[[], bytes]
     faces: Callable[[], list[Face]]
     posed: bool = False
+    size: tuple[int, int] | None = None
 
 
 def read_sources(path: Path, images: Path | None = None) -> list[Source]:
@@ -57,19 +59,25 @@ def read_sources(path: Path, images: Path | None = None) -> list[Source]:
         raise FileNotFoundError(f"no data set {path}: expected {EXPECTED}")
     beside = path.parent / "images"
     root = images or (beside if beside.is_dir() else path.parent)
-    if path.suffix == ".lmdb":
-        found = _read_lmdb(path)
-    elif path.suffix == ".jsonl" or (path / "labels.jsonl").is_file():
-        found = _read_jsonl(path if path.suffix == ".jsonl" else path / "labels.jsonl")
-    elif path.is_dir():
-        found = _read_folder(path)
-    else:
-        with path.open() as lines:
-            first = next((line for line in lines if line.strip()), "")
-        found = _read_retinaface(path, root) if first.startswith("#") else _read_img2pose(path, root)
+    try:
+        found = _read(path, root)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: expected {EXPECTED}") from error
     if not found:
         raise ValueError(f"{path} names no image: expected {EXPECTED}")
     return found
+
+
+def _read(path: Path, root: Path) -> list[Source]:
+    if path.suffix == ".lmdb":
+        return _read_lmdb(path)
+    if path.suffix == ".jsonl" or (path / "labels.jsonl").is_file():
+        return _read_jsonl(path if path.suffix == ".jsonl" else path / "labels.jsonl")
+    if path.is_dir():
+        return _read_folder(path)
+    with path.open() as lines:
+        first = next((line for line in lines if line.strip()), "")
+    return _read_retinaface(path, root) if first.startswith("#") else _read_img2pose(path, root)
 
 
 def _read_lmdb(path: Path) -> list[Source]:
@@ -77,7 +85,7 @@ def _read_lmdb(path: Path) -> list[Source]:
 
     def source(i: int) -> Source:
         name = f"record {i}" if i in reader.damaged else reader.labels[i]["image"]
-        return Source(name, lambda: reader.image(i), lambda: reader.label(i)["faces"], posed=True)
+        return Source(name, partial(reader.image, i), lambda: reader.label(i)["faces"], posed=True)
 
     return [source(i) for i in range(len(reader.labels))]
 
@@ -87,10 +95,10 @@ def _read_jsonl(path: Path) -> list[Source]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             item = json.loads(line)
-            name, faces = item["image"], item["faces"]
+            name, faces, size = item["image"], item["faces"], (item["width"], item["height"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {error!r}") from error
-        found.append(Source(name, (path.parent / name).read_bytes, partial(list, faces), posed=True))
+        found.append(Source(name, (path.parent / name).read_bytes, partial(list, faces), True, size))
     return found
 
 
@@ -157,18 +165,29 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
         return (root / load(name)["image_path"]).read_bytes()
 
     names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    return [Source(f"wider/{name}", partial(image, name), partial(faces, name)) for name in names]
+    collection = "wider" if "wider" in path.stem.lower() else path.stem
+    return [Source(f"{collection}/{name}", partial(image, name), partial(faces, name)) for name in names]
 
 
 def _read_folder(path: Path) -> list[Source]:
     """300W-LP: an image and a ``.mat`` of 3DMM parameters; 300W: an image and a ``.pts``."""
+    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    kinds = {".mat": ("300w-lp", _read_mat), ".pts": ("300w", _read_pts)}
+    labels = {image: [s for s in kinds if image.with_suffix(s).is_file()] for image in images}
+    if not any(labels.values()):
+        return []
+
+    def unlabelled(image: Path) -> list[Face]:
+        raise ValueError(f"no {' or '.join(kinds)} beside it")
+
     found = []
-    for image in sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES):
+    for image in images:
         name = image.relative_to(path)
-        for suffix, collection, read in ((".mat", "300w-lp", _read_mat), (".pts", "300w", _read_pts)):
-            label = image.with_suffix(suffix)
-            if label.is_file():
-                found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, label)))
+        for suffix in labels[image]:
+            collection, read = kinds[suffix]
+            found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, image.with_suffix(suffix))))
+        if not labels[image]:
+            found.append(Source(str(name), image.read_bytes, partial(unlabelled, image)))
     return found
 
 

@@ -71,7 +71,7 @@ def pose_statistics(records: list[Record], convention: Convention) -> tuple[Tens
         ValueError: if fewer than two faces have a rotation.
     """
     poses = []
-    for record in records:
+    for number, record in enumerate(records):
         faces = record.faces.select(~record.faces.ignore & (record.faces.trust > 0))
         if len(faces) == 0:
             continue
@@ -79,7 +79,7 @@ def pose_statistics(records: list[Record], convention: Convention) -> tuple[Tens
         boxes, local, trust = (torch.from_numpy(v) for v in (faces.boxes, faces.local, faces.trust))
         center, size = pose_from_boxes(boxes, local, torch.from_numpy(camera))
         target = Target(boxes, center, size, local, trust, boxes[:0])
-        around, face = boxes_around(boxes, seed=0)
+        around, face = boxes_around(boxes, seed=number)
         poses.append(convention.box_poses(target, face, around, (record.width, record.height)).numpy())
     known = np.concatenate(poses) if poses else np.empty((0, 6))
     if len(known) < 2:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from img2pose_edge.progress import track
 from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
-from img2pose_edge.training.data import open_data
+from img2pose_edge.training.data import open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network
@@ -198,12 +198,11 @@ def train(
             torch.cuda.set_device(where)
     keep_freed_memory()
     torch.manual_seed(options.seed)
-    if rank == 0:
-        open_data(data, cache or run)  # decodes once, before the other processes look
+    opened = open_data(data, cache or run) if rank == 0 else None  # decodes before the other processes look
     if world > 1:
         torch.distributed.barrier()
-    records, pixels = open_data(data, cache or run)
-    training = [i for i, r in enumerate(records) if not r.held_out]
+    records, pixels = opened or open_data(data, cache or run)
+    training, held_out = split(records)
     composer = Composer(records, pixels, training, options.crop_size, options.seed)
 
     network = build_network(options.network)
@@ -242,14 +241,18 @@ def train(
             print(f"going on from step {start} of {last}", file=sys.stderr)
     trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
+    faces = sum(len(records[i].faces) for i in training)
+    provenance = f"{data.name}: {len(training)} images, {faces} faces"
+
+    def weights(step: int) -> dict[str, Any]:
+        return {"network": options.network, "weights": average, "step": step, "data": provenance}
+
     def snapshot(step: int) -> dict[str, Any]:
         return {
-            "network": options.network,
-            "weights": average,
+            **weights(step),
             "raw_weights": network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "options": asdict(options),
-            "step": step,
             "best": best,
             "stale": stale,
             "plateau": plateau.state_dict(),
@@ -300,14 +303,14 @@ def train(
             if rank == 0 and log:
                 judge = build_network(options.network).to(where)
                 judge.load_state_dict(average)
-                found = validate(judge.eval(), records, pixels, where)
+                found = validate(judge.eval(), records, held_out, pixels, where)
                 log.write(step=done, **found)
                 merit += found["ap"] - found["mae"] / 100
             if world > 1:  # every process must take the same turn
                 torch.distributed.broadcast(merit, 0)
             stale = 0 if merit.item() > best else stale + 1
             if rank == 0 and stale == 0:
-                save_checkpoint({"network": options.network, "weights": average, "step": done}, run / "best.pt")
+                save_checkpoint(weights(done), run / "best.pt")
             best = max(best, merit.item())
             if options.schedule == "plateau":
                 plateau.step(merit.item())

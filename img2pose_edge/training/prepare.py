@@ -42,13 +42,15 @@ def read_item(source: Source, longest: int) -> tuple[dict[str, Any], bytes]:
     data = source.image()
     image = decode_image(data, source.name)
     height, width = image.shape[:2]
+    if source.size and source.size != (width, height):
+        raise ValueError(f"it is {width}x{height}; its label says {source.size[0]}x{source.size[1]}")
     faces = []
     for number, face in enumerate(source.faces()):
         try:
             if source.posed:
                 check_face(face, width, height)
             faces.append(dict(face) if source.posed else complete_face(face, width, height))
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"face {number}: {error}") from error
     factor = longest / max(width, height) if longest else 1.0
     if factor < 1:
@@ -90,7 +92,7 @@ def prepare(
     def load(item: Source) -> tuple[dict[str, Any], bytes] | str:
         try:
             return read_item(item, longest)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             return f"{item.name}: {error}"
 
     try:
@@ -107,6 +109,7 @@ def prepare(
         writer.close()
     records = [make_record(label) for label in LmdbReader(out).labels]
     if not records:
+        out.unlink()
         raise ValueError(f"{source} has no image that can be used; {len(skipped)} were skipped, as {skipped[0]}")
     return Prepared(out, records, skipped, write_statistics(records, out))
 

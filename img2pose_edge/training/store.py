@@ -54,23 +54,24 @@ class LmdbWriter:
     """Writes a store batch by batch; what a batch wrote survives whatever happens after it.
 
     Raises:
-        ValueError: if ``path`` holds another data set, or a finished one.
+        ValueError: if ``path`` holds another data set or is no store of ours.
     """
 
     def __init__(self, path: Path, source: str, items: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _close(path)
-        self._env = _lmdb().open(str(path), subdir=False, map_size=MAP_SIZE)
-        with self._env.begin() as transaction:
-            meta = transaction.get(b"meta")
+        lmdb = _lmdb()
+        try:
+            self._env = lmdb.open(str(path), subdir=False, map_size=MAP_SIZE)
+            with self._env.begin() as transaction:
+                meta, used = transaction.get(b"meta"), transaction.stat()["entries"] > 0
+        except lmdb.Error as error:
+            raise ValueError(f"{path} is there but cannot be opened as LMDB: {error}") from error
         new = {"items": items, "done": 0, "complete": False, "source": source, "skipped": []}
         self.meta: dict[str, Any] = json.loads(meta) if meta else new
-        if (self.meta["source"], self.meta["items"]) != (source, items) or self.meta["complete"]:
-            what = (
-                "is finished" if self.meta["source"] == source and self.meta["complete"] else "holds another data set"
-            )
+        if (used and not meta) or (self.meta["source"], self.meta["items"]) != (source, items):
             self._env.close()
-            raise ValueError(f"{path} {what}: remove it or choose another --out")
+            raise ValueError(f"{path} holds another data set: remove it or choose another --out")
 
     @property
     def done(self) -> int:
@@ -79,18 +80,19 @@ class LmdbWriter:
 
     def write(self, batch: list[tuple[dict[str, Any], bytes] | str]) -> None:
         """Add the next items: label and image, or why one was skipped."""
+        meta = {**self.meta, "skipped": [*self.meta["skipped"], *(item for item in batch if isinstance(item, str))]}
+        meta["done"] = self.done + len(batch)
+        meta["complete"] = meta["done"] == meta["items"]
         with self._env.begin(write=True) as transaction:
             for number, item in enumerate(batch, self.done):
                 if isinstance(item, str):
-                    self.meta["skipped"].append(item)
                     continue
                 label, image = item
                 text = json.dumps({**label, "crc32": zlib.crc32(image)}, separators=(",", ":"))
                 transaction.put(b"label/%08d" % number, text.encode())
                 transaction.put(b"image/%08d" % number, image)
-            self.meta["done"] += len(batch)
-            self.meta["complete"] = self.done == self.meta["items"]
-            transaction.put(b"meta", json.dumps(self.meta).encode())
+            transaction.put(b"meta", json.dumps(meta).encode())
+        self.meta = meta
 
     def close(self) -> None:
         self._env.sync()
@@ -119,9 +121,11 @@ class LmdbReader:
         try:
             with _reading(path).begin() as transaction:
                 meta = json.loads(transaction.get(b"meta") or b"{}")
-                if not meta.get("complete"):
-                    why = f"{meta['done']} of {meta['items']} images" if "done" in meta else "no data set of ours"
-                    raise ValueError(f"{path} is not finished ({why}): run the same 'img2pose-edge prepare' again")
+                if "complete" not in meta:
+                    raise ValueError(f"{path} is an LMDB, but none that 'img2pose-edge prepare' wrote")
+                if not meta["complete"]:
+                    done = f"{meta['done']} of {meta['items']} images"
+                    raise ValueError(f"{path} is not finished ({done}): run the same 'img2pose-edge prepare' again")
                 self._keys = [bytes(k)[6:] for k in transaction.cursor().iternext(values=False) if k[:6] == b"label/"]
                 for number, key in enumerate(track(self._keys, "checking")):
                     self.labels.append(self._check(number, transaction.get(b"label/" + key), key, transaction))

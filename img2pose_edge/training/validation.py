@@ -68,8 +68,10 @@ def find_local_poses(network: nn.Module, image: Tensor, threshold: float) -> tup
     return found.scores, found.boxes, *geometry.camera_to_local(*geometry.decompose_pose(poses), camera)
 
 
-def validate(network: nn.Module, records: list[Record], pixels: Pixels, device: torch.device) -> dict[str, float]:
-    """Detection and pose figures on the held-out records.
+def validate(
+    network: nn.Module, records: list[Record], held_out: list[int], pixels: Pixels, device: torch.device
+) -> dict[str, float]:
+    """Detection and pose figures on the records at the positions ``held_out``.
 
     Returns:
         ``ap``: average precision (IoU 0.5) on scenes, faces of at least 10 pixels;
@@ -77,13 +79,13 @@ def validate(network: nn.Module, records: list[Record], pixels: Pixels, device: 
         ``mae``: mean absolute error of pitch, yaw and roll on those, degrees.
     """
     found, truth, errors, wanted = [], [], [], 0
-    for index, record in enumerate(records):
-        if not record.held_out:
-            continue
+    scenes = any(records[i].collection == "wider" for i in held_out)
+    for index in held_out:
+        record = records[index]
         detected = detect_with(network, pixels[index], device)
         boxes = np.array([f.box for f in detected]).reshape(-1, 4)
         faces = record.faces
-        if record.collection == "wider" or not _has_scenes(records):
+        if record.collection == "wider" or not scenes:
             found.append(Detections(boxes, np.array([f.score for f in detected])))
             truth.append(GroundTruth(faces.boxes, ~faces.ignore & (faces.sizes >= LEAST_SIZE)))
         posed = np.flatnonzero(~faces.ignore & (faces.trust > LEAST_TRUST) & (faces.sizes >= 2 * LEAST_SIZE))
@@ -101,7 +103,3 @@ def validate(network: nn.Module, records: list[Record], pixels: Pixels, device: 
         "recall": len(errors) / max(wanted, 1),
         "mae": float(np.mean(errors)) if errors else 180.0,
     }
-
-
-def _has_scenes(records: list[Record]) -> bool:
-    return any(r.collection == "wider" for r in records)
