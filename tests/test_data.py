@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -158,13 +159,8 @@ def test_a_full_model_is_fine_tuned_on_another_set(tiny_data: Path, tmp_path: Pa
         shutil.copy(tmp_path / f"lp/AFW/a{suffix}", tmp_path / f"lp/AFW/b{suffix}")
     (tmp_path / "lp/lp.lmdb").unlink()
     data = prepare(tmp_path / "lp", tmp_path / "lp/lp.lmdb").path
-    second = train(
-        tmp_path / "lp/lp.lmdb",
-        tmp_path / "second",
-        TrainOptions(**{**vars(options), "learning_rate": 0.0}),
-        initial=first,
-        workers=0,
-    )
+    still = TrainOptions(**{**vars(options), "learning_rate": 0.0})
+    second = train(data, tmp_path / "second", still, initial=first, workers=0)
     a, b = load_checkpoint(first)["weights"], load_checkpoint(second)["raw_weights"]
     for name in ("pose_mean", "pose_std", "rpn.head.bbox_pred.weight", "roi_heads.box_head.fc6.weight"):
         np.testing.assert_array_equal(a[name], b[name])
