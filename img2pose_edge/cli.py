@@ -198,6 +198,13 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def curves(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.curves import draw_curves
+
+    print(draw_curves(options.runs, options.out))
+    return 0
+
+
 def export(options: argparse.Namespace) -> int:
     from img2pose_edge.export.onnx import export_onnx
 
@@ -349,6 +356,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="", help="cpu or cuda (default: CUDA where there is one)")
     p.add_argument("--workers", type=int, default=1, help="loader processes")
     p.set_defaults(do=train)
+
+    p = commands.add_parser("curves", help="draw losses and figures of training runs over their steps")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that train --out wrote to")
+    p.add_argument("--out", type=Path, required=True, metavar="CURVES.png")
+    p.set_defaults(do=curves)
 
     p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)

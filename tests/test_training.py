@@ -20,6 +20,7 @@ from img2pose_edge.export.onnx import export_onnx
 from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
+from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.augment import Composer, Placement, Sample, place_faces
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
@@ -357,3 +358,19 @@ def test_the_bundled_model_is_the_committed_checkpoint(astronaut: np.ndarray) ->
     theirs = detect_with(network.eval(), astronaut, torch.device("cpu"))[0]
     ours = PoseDetector()(astronaut)[0]
     np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
+
+
+def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        train(tiny_data, tmp_path / name, small_options(3), workers=0, log_every=1)
+    out = tmp_path / "curves.png"
+    assert main(["curves", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(out)]) == 0
+    picture = cv2.imread(str(out))
+    assert picture.shape[1] > 1000
+    assert picture.std() > 10, "something is drawn"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "one", "two"]
+    (tmp_path / "one/metrics.csv").write_text("a,b\n1,2\n")
+    assert main(["curves", str(tmp_path / "one"), "--out", str(out)]) == 1
+    assert "is not the log of a training run" in capsys.readouterr().err
+    assert main(["curves", str(tmp_path / "none"), "--out", str(out)]) == 1
+    assert "holds no run" in capsys.readouterr().err
