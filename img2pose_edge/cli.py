@@ -220,6 +220,17 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def quantize(options: argparse.Namespace) -> int:
+    from img2pose_edge.export.int8 import export_int8
+    from img2pose_edge.preprocess import letterbox
+
+    paths = find_images(options.images)
+    chosen = paths[:: max(1, len(paths) // options.count)][: options.count]
+    pictures = [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
+    print(export_int8(options.checkpoint, options.out, pictures, data=options.data_note, licence=options.licence))
+    return 0
+
+
 def convert_checkpoint(options: argparse.Namespace) -> int:
     from img2pose_edge.training.official import convert_checkpoint as convert
 
@@ -365,12 +376,26 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
-    p.add_argument(
-        "--data-note", default="", metavar="TEXT", help="training data, for the manifest (default: its name)"
-    )
+    p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
     p.set_defaults(do=export)
+
+    p = commands.add_parser("quantize", help="edge checkpoint to int8 ONNX with its manifest")
+    p.add_argument("--checkpoint", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="photographs to learn from: files, folders, globs",
+    )
+    p.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
+    p.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side at which they are shown")
+    p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
+    p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
+    p.set_defaults(do=quantize)
 
     p = commands.add_parser("convert-checkpoint", help="official img2pose checkpoint to ours")
     p.add_argument("source", type=Path, metavar="img2pose_v1.pth")

@@ -124,7 +124,10 @@ class EdgeNet(nn.Module):
             output.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32))
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        x = (image.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
+        return self.maps((image.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD)
+
+    def maps(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The same of (B, 3, H, W) normalized pixels."""
         x = self.stem(x)
         features = []
         for stage in self.stages:

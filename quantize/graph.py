@@ -1,0 +1,72 @@
+"""One quantized graph of an edge network, from which every int8 format is written.
+
+Batch norms are folded, the network is exported, and its convolutions and additions are annotated as TFLite wants
+them: int8 weights with a scale for every output channel, int8 activations with one scale and zero point a tensor
+(Jacob et al., CVPR 2018). Score and pose maps have scales of their own, level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from img2pose_edge.quantize.fold import FoldedNet
+from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+
+from img2pose_edge.progress import track
+from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
+
+TRACED = (2, 320, 320, 3)
+"""Shape of the picture that the graph is traced with; batch, height and width stay free."""
+
+
+class EdgeQuantizer(PT2EQuantizer):
+    """TFLite's annotation, but for the input, whose step and zero point are those of pixels."""
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        model = super().annotate(model)
+        stem = next(n for n in model.graph.nodes if n.target is torch.ops.aten.conv2d.default)
+        stem.meta["quantization_annotation"].input_qspec_map[stem.args[0]] = FixedQParamsQuantizationSpec(
+            torch.int8, 1 / PIXEL_STD, 0, -128, 127, torch.per_tensor_affine
+        )
+        return model
+
+
+def prepare(network: EdgeNet) -> GraphModule:
+    """The network as a graph that watches the ranges of its activations.
+
+    Args:
+        network: trained.
+
+    Returns:
+        a graph that takes (B, H, W, 3) uint8 BGR, H and W multiples of 32 and at least 64, and returns maps as
+        the network does.
+    """
+    free = torch.export.Dim.AUTO
+    exported = torch.export.export(
+        FoldedNet(network).eval(),
+        (torch.zeros(TRACED, dtype=torch.uint8),),
+        dynamic_shapes={"image": {0: free, 1: free, 2: free}},
+    )
+    quantizer = EdgeQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    return prepare_pt2e(exported.module(), quantizer)
+
+
+@torch.no_grad()
+def calibrate(graph: GraphModule, pictures: Iterable[np.ndarray]) -> GraphModule:
+    """Show a prepared graph pictures, (H, W, 3) uint8 BGR each, and fix the ranges it saw.
+
+    Returns:
+        the quantized graph.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    shown = [graph(torch.from_numpy(picture[None])) is not None for picture in track(list(pictures), "calibrating")]
+    if not shown:
+        raise ValueError("calibration needs pictures, got none")
+    return convert_pt2e(graph)

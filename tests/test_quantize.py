@@ -1,0 +1,152 @@
+"""Quantization: folding, the quantized graph, int8 ONNX in every engine, bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from img2pose_edge.export.describe import edge_facts, output_names
+from img2pose_edge.export.int8 import export_int8, take_pixels, to_onnx, unsigned_activations
+from img2pose_edge.quantize.fold import FoldedNet
+from img2pose_edge.quantize.graph import calibrate, prepare
+from torch.fx import GraphModule
+
+from img2pose_edge import PoseDetector, geometry
+from img2pose_edge.cli import main
+from img2pose_edge.preprocess import letterbox
+from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints/edge-n.pt"
+
+
+def trained() -> EdgeNet:
+    state = load_checkpoint(CHECKPOINT)
+    network = build_network(state["network"])
+    network.load_state_dict(state["weights"])
+    assert isinstance(network, EdgeNet)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def pictures(astronaut: np.ndarray) -> list[np.ndarray]:
+    views = [astronaut, astronaut[:, ::-1], astronaut[40:300, 100:400], cv2.resize(astronaut, (200, 200))]
+    return [letterbox(np.ascontiguousarray(view), 512, 32)[0] for view in views]
+
+
+@pytest.fixture(scope="module")
+def graph(pictures: list[np.ndarray]) -> GraphModule:
+    return calibrate(prepare(trained()), pictures)
+
+
+@pytest.fixture(scope="module")
+def signed(graph: GraphModule) -> onnx.ModelProto:
+    return to_onnx(graph, output_names(edge_facts()))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_folding_changes_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    network = build_network(name).train()
+    assert isinstance(network, EdgeNet)
+    image = torch.randint(0, 255, (2, 96, 64, 3), dtype=torch.uint8)
+    image[:, :, :2] = image[:, :2] = 128  # what lies beyond the picture differs by half a grey level
+    with torch.no_grad():
+        for _ in range(3):  # statistics that are not the initial ones
+            network(image)
+        expected = network.eval()(image)
+        folded = FoldedNet(network).eval()
+        got = folded(image)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    for ours, theirs in zip([*got[0], *got[1]], [*expected[0], *expected[1]], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.01)
+
+
+def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> None:
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in signed.graph.initializer}
+    kinds = [n for n in signed.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    weights = [constants[n.input[0]] for n in kinds if constants[n.input[0]].ndim == 4]
+    assert all(w.dtype == np.int8 for w in weights)
+    assert len(weights) >= 40
+    scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
+    assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
+    assert signed.ByteSize() < 1e6
+
+
+def test_unsigned_activations_change_no_value(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    unsigned = unsigned_activations(signed)
+    outputs = [
+        onnxruntime.InferenceSession(m.SerializeToString(), options).run(None, {"image": pictures[0][None]})
+        for m in (signed, unsigned)
+    ]
+    for a, b in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="activations must be int8"):
+        unsigned_activations(unsigned)
+    taken = take_pixels(unsigned)
+    session = onnxruntime.InferenceSession(taken.SerializeToString(), options)
+    for a, b in zip(session.run(None, {"image": pictures[0][None]}), outputs[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not {"Sub", "Div", "Cast"} & {n.op_type for n in taken.graph.node}, "pixels are quantized values"
+    with pytest.raises(ValueError, match="pixels cannot stand for an input"):
+        take_pixels(signed)
+
+
+def test_the_onnx_graph_is_the_quantized_graph(
+    graph: GraphModule, signed: onnx.ModelProto, pictures: list[np.ndarray]
+) -> None:
+    session = onnxruntime.InferenceSession(unsigned_activations(signed).SerializeToString())
+    for picture in (pictures[0], pictures[2]):
+        with torch.no_grad():
+            expected = graph(torch.from_numpy(picture[None]))
+        got = session.run(None, {"image": picture[None]})
+        for ours, theirs in zip(got, [*expected[0], *expected[1]], strict=True):
+            # A value between two steps goes either way by an engine's last bit, which the layers behind carry on.
+            assert np.abs(ours - theirs.numpy()).mean() < 0.15
+            assert np.corrcoef(ours.ravel(), theirs.numpy().ravel())[0, 1] > 0.99
+
+
+@pytest.fixture(scope="module")
+def exported(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("int8") / "n8.onnx"
+    export_int8(CHECKPOINT, out, pictures)
+    return out
+
+
+@pytest.mark.parametrize("model", ["", "edge-n-int8"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_int8_model_finds_what_the_float_model_finds(
+    exported: Path, astronaut: np.ndarray, engine: str, model: str
+) -> None:
+    detector = PoseDetector(model or exported, engine=engine)
+    assert detector.model.manifest["precision"] == "int8"
+    for image in (astronaut, astronaut[:, ::-1], astronaut[20:330, 60:470]):
+        (ours,), (theirs,) = detector(image), PoseDetector()(image)
+        assert abs(ours.score - theirs.score) < 0.06
+        np.testing.assert_allclose(ours.box, theirs.box, atol=4)
+        turned = geometry.geodesic_distance(ours.local_rotation[None], theirs.local_rotation[None])
+        assert np.degrees(turned[0]) < 5
+
+
+def test_what_cannot_be_quantized_is_named(
+    tmp_path: Path, pictures: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint({"network": "full-18", "weights": {}}, tmp_path / "full.pt")
+    with pytest.raises(ValueError, match=r"only edge networks can be quantized.*full-18"):
+        export_int8(tmp_path / "full.pt", tmp_path / "a.onnx", pictures)
+    with pytest.raises(ValueError, match=r"must end in \.onnx"):
+        export_int8(CHECKPOINT, tmp_path / "a.tflite", pictures)
+    with pytest.raises(ValueError, match="calibration needs pictures, got none"):
+        export_int8(CHECKPOINT, tmp_path / "a.onnx", [])
+    arguments = ["quantize", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.onnx")]
+    assert main([*arguments, "--images", str(tmp_path)]) == 1
+    assert "no image" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full.pt"], "nothing half-written"
