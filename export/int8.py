@@ -12,9 +12,10 @@ import onnx
 import torch
 from img2pose_edge.export.describe import describe, edge_facts, output_names
 from img2pose_edge.quantize.fold import INPUT_ZERO
-from img2pose_edge.quantize.graph import calibrate, prepare
+from img2pose_edge.quantize.graph import calibrate, freeze, prepare
 from onnx import numpy_helper
 from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks import build_network
@@ -32,10 +33,10 @@ def export_int8(
     data: str = "",
     licence: str = "",
 ) -> Path:
-    """Quantize an edge network after training and write ``out`` (.onnx) and the manifest beside it (.json).
+    """Quantize an edge network and write ``out`` (.onnx) and the manifest beside it (.json).
 
     Args:
-        checkpoint: of a training run, or a published one.
+        checkpoint: of a training run, or a published one; one that was fine-tuned for int8 has its ranges already.
         out: path ending in ``.onnx``.
         pictures: (H, W, 3) uint8 BGR, H and W multiples of 32: what the network will see, to learn the ranges of its
             activations from.
@@ -56,9 +57,14 @@ def export_int8(
     network = build_network(state["network"])
     if not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks can be quantized, {checkpoint} holds a {state['network']}")
-    network.load_state_dict(state["weights"])
     facts = edge_facts()
-    graph = calibrate(prepare(network), pictures)
+    if state.get("int8"):
+        watching = prepare(network, fine_tune=True)
+        watching.load_state_dict(state["weights"])
+        graph = convert_pt2e(freeze(watching))
+    else:
+        network.load_state_dict(state["weights"])
+        graph = calibrate(prepare(network), pictures)
     model = take_pixels(unsigned_activations(to_onnx(graph, output_names(facts))))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{os.getpid()}.{out.name}")

@@ -224,6 +224,9 @@ def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.export.int8 import export_int8
     from img2pose_edge.preprocess import letterbox
 
+    if not options.images:
+        print(export_int8(options.checkpoint, options.out, (), data=options.data_note, licence=options.licence))
+        return 0
     paths = find_images(options.images)
     chosen = paths[:: max(1, len(paths) // options.count)][: options.count]
     pictures = [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
@@ -361,6 +364,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="edge or full network whose outputs an edge network learns too",
     )
+    p.add_argument(
+        "--int8", action="store_true", help="fine-tune an edge network, from --initial, as it will be quantized"
+    )
     p.add_argument("--validate-every", type=int, default=1000, metavar="STEPS")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
     p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")
@@ -385,11 +391,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
     p.add_argument(
-        "--images",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="photographs to learn from: files, folders, globs",
+        "--images", nargs="+", metavar="PATH", help="photographs to learn from, unless it was trained with --int8"
     )
     p.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
     p.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side at which they are shown")

@@ -20,9 +20,10 @@ def fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     plain = nn.Conv2d(conv.in_channels, conv.out_channels, size, conv.stride[0], size // 2, groups=conv.groups)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    plain.weight, plain.bias = fuse_conv_bn_weights(
+    folded = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
+    plain.weight, plain.bias = (nn.Parameter(values.detach()) for values in folded)
     return plain
 
 

@@ -8,12 +8,14 @@ them: int8 weights with a scale for every output channel, int8 activations with 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from img2pose_edge.quantize.fold import FoldedNet
 from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from torch.fx import GraphModule
+from torchao.quantization.pt2e import allow_exported_model_train_eval, disable_observer
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
 
@@ -36,11 +38,13 @@ class EdgeQuantizer(PT2EQuantizer):
         return model
 
 
-def prepare(network: EdgeNet) -> GraphModule:
+def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
     """The network as a graph that watches the ranges of its activations.
 
     Args:
         network: trained.
+        fine_tune: round weights and activations as int8 will, in a way that gradients pass (quantization-aware
+            training); ranges follow the pictures while it trains.
 
     Returns:
         a graph that takes (B, H, W, 3) uint8 BGR, H and W multiples of 32 and at least 64, and returns maps as
@@ -52,8 +56,15 @@ def prepare(network: EdgeNet) -> GraphModule:
         (torch.zeros(TRACED, dtype=torch.uint8),),
         dynamic_shapes={"image": {0: free, 1: free, 2: free}},
     )
-    quantizer = EdgeQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    return prepare_pt2e(exported.module(), quantizer)
+    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=fine_tune)
+    # Told to be for training, the annotator looks for batch norms, of which none are left.
+    graph = prepare_pt2e(exported.module(), EdgeQuantizer().set_global(replace(config, is_qat=False)))
+    return allow_exported_model_train_eval(graph)
+
+
+def freeze(graph: GraphModule) -> GraphModule:
+    """The graph with the ranges it has: pictures no longer change them."""
+    return graph.apply(disable_observer)
 
 
 @torch.no_grad()

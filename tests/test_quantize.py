@@ -13,13 +13,14 @@ import torch
 from img2pose_edge.export.describe import edge_facts, output_names
 from img2pose_edge.export.int8 import export_int8, take_pixels, to_onnx, unsigned_activations
 from img2pose_edge.quantize.fold import FoldedNet
-from img2pose_edge.quantize.graph import calibrate, prepare
+from img2pose_edge.quantize.graph import calibrate, freeze, prepare
 from torch.fx import GraphModule
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.loop import TrainOptions, train
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 
@@ -150,3 +151,39 @@ def test_what_cannot_be_quantized_is_named(
     assert main([*arguments, "--images", str(tmp_path)]) == 1
     assert "no image" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full.pt"], "nothing half-written"
+
+
+def test_fine_tuning_for_int8(tiny_data: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
+    options = TrainOptions(steps=2, batch_size=4, crop_size=128, warmup_steps=1, learning_rate=1e-4, int8=True)
+    last = train(tiny_data, tmp_path / "run", options, initial=CHECKPOINT, workers=0, save_every=1)
+    state = load_checkpoint(last)
+    assert state["int8"] is True
+    assert sum(name.endswith("zero_point") for name in state["weights"]) > 50, "ranges are part of it"
+    more = TrainOptions(**{**vars(options), "steps": 3})
+    again = load_checkpoint(train(tiny_data, tmp_path / "run", more, workers=0))
+    assert again["step"] == 3, "it goes on where it was"
+    export_int8(last, tmp_path / "n8.onnx", ())
+    (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector()(astronaut)
+    np.testing.assert_allclose(ours.box, theirs.box, atol=6)
+    with pytest.raises(ValueError, match="holds edge-n in int8, not edge-n"):
+        train(tiny_data, tmp_path / "other", options, initial=last, workers=0)
+    with pytest.raises(ValueError, match="only edge networks are quantized, not a full-18"):
+        train(tiny_data, tmp_path / "full", TrainOptions(**{**vars(options), "network": "full-18"}), workers=0)
+
+
+def test_a_graph_that_learns_rounds_as_int8(pictures: list[np.ndarray]) -> None:
+    """Its weights are on the grid of int8 and gradients reach all of them."""
+    watching = prepare(trained(), fine_tune=True)
+    scores, poses = watching(torch.from_numpy(pictures[3][None]))
+    before = [m.detach().clone() for m in scores]
+    (sum(s.sum() for s in scores) + sum(p.sum() for p in poses)).backward()
+    missing = [n for n, p in watching.named_parameters() if p.grad is None]
+    assert missing == []
+    fixed = freeze(watching)
+    with torch.no_grad():
+        fixed(torch.from_numpy(255 - pictures[0][None]))  # other pictures do not move its ranges any more
+        again, _ = fixed(torch.from_numpy(pictures[3][None]))
+        float_scores, _ = trained()(torch.from_numpy(pictures[3][None]))
+    for a, b, c in zip(again, before, float_scores, strict=True):
+        assert (a - b).abs().max() < 1.0
+        assert 0 < (a - c).abs().mean() < 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import math
@@ -24,7 +25,7 @@ from img2pose_edge.training.data import open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network
-from img2pose_edge.training.networks.edge import EdgeNet
+from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
 from img2pose_edge.training.targets import Batch
 from img2pose_edge.training.validation import validate
@@ -38,7 +39,8 @@ class TrainOptions:
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
     ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9. ``proposals``: of each picture, that the full
     model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
-    a checkpoint from whose outputs an edge network learns besides the labels.
+    a checkpoint from whose outputs an edge network learns besides the labels. ``int8``: fine-tune an edge
+    network, given as initial weights, as it will be quantized.
     """
 
     network: str = "edge-n"
@@ -56,6 +58,7 @@ class TrainOptions:
     patience: int = 0
     proposals: int = 512
     teacher: str = ""
+    int8: bool = False
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -99,7 +102,7 @@ def collate(samples: list[Sample]) -> Batch:
 
 def build_objective(network: nn.Module, options: TrainOptions, device: torch.device) -> Objective:
     """The network together with its loss."""
-    if isinstance(network, EdgeNet):
+    if options.network in CONFIGS:
         return EdgeObjective(network, load_teacher(Path(options.teacher), device) if options.teacher else None)
     if options.teacher:
         raise ValueError(f"only edge networks learn from a teacher, not a {options.network}")
@@ -108,6 +111,27 @@ def build_objective(network: nn.Module, options: TrainOptions, device: torch.dev
     if not isinstance(network, FullNet):
         raise TypeError(f"no objective for a {type(network).__name__}")
     return FullObjective(network, options.proposals)
+
+
+RANGE_PICTURES = 16
+"""Pictures that a network to be quantized is shown before it trains: ranges must be known from the first step."""
+
+
+def quantizable(network: nn.Module, options: TrainOptions, pictures: list[np.ndarray]) -> nn.Module:
+    """The network as a graph that rounds as int8 will, with ranges from (S, S, 3) uint8 BGR pictures.
+
+    Raises:
+        ValueError: if it is no edge network.
+    """
+    from img2pose_edge.quantize.graph import prepare
+
+    if not isinstance(network, EdgeNet):
+        raise ValueError(f"only edge networks are quantized, not a {options.network}")
+    graph = prepare(network, fine_tune=True)
+    with torch.no_grad():
+        for picture in pictures:
+            graph(torch.from_numpy(picture[None]))
+    return graph
 
 
 def limit_worker_threads(_: int) -> None:
@@ -208,9 +232,12 @@ def train(
     network = build_network(options.network)
     if initial and not (run / "last.pt").exists():
         source = load_checkpoint(initial)
-        if source["network"] != options.network:
-            raise ValueError(f"{initial} holds a {source['network']}, not a {options.network}")
+        if source["network"] != options.network or source.get("int8"):
+            held = f"{source['network']}{' in int8' if source.get('int8') else ''}"
+            raise ValueError(f"{initial} holds {held}, not {options.network}")
         network.load_state_dict(source["weights"])
+    if options.int8:
+        network = quantizable(network, options, [composer[i].image for i in range(RANGE_PICTURES)])
     objective = build_objective(network, options, where)
     if not initial and not (run / "last.pt").exists():
         objective.prepare([records[i] for i in training])
@@ -245,7 +272,8 @@ def train(
     provenance = f"{data.name}: {len(training)} images, {faces} faces"
 
     def weights(step: int) -> dict[str, Any]:
-        return {"network": options.network, "weights": average, "step": step, "data": provenance}
+        kept = {"network": options.network, "weights": average, "step": step, "data": provenance}
+        return {**kept, "int8": True} if options.int8 else kept
 
     def snapshot(step: int) -> dict[str, Any]:
         return {
@@ -301,7 +329,7 @@ def train(
         if done % validate_every == 0 or stop:
             merit = torch.zeros(1, device=where)
             if rank == 0 and log:
-                judge = build_network(options.network).to(where)
+                judge = copy.deepcopy(network)
                 judge.load_state_dict(average)
                 found = validate(judge.eval(), records, held_out, pixels, where)
                 log.write(step=done, **found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from img2pose_edge import geometry, published
 from img2pose_edge.benchmarks.metrics import (
@@ -32,7 +33,7 @@ PROPOSALS = 300
 def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> list[Face]:
     """Faces that a torch network finds in an (H, W, 3) uint8 BGR image, through the runtime's own code."""
     camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
-    if not isinstance(network, EdgeNet):
+    if not isinstance(network, (EdgeNet, GraphModule)):
         local = find_local_poses(network, torch.tensor(image, device=device), SCORE_THRESHOLD)
         score, boxes, center, size, rotation = (v.double().cpu().numpy() for v in local)
         return make_faces(score, center, size, rotation, np.ones(2), camera, NMS_IOU, boxes)
