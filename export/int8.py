@@ -12,10 +12,9 @@ import onnx
 import torch
 from img2pose_edge.export.describe import describe, edge_facts, output_names
 from img2pose_edge.quantize.fold import INPUT_ZERO
-from img2pose_edge.quantize.graph import calibrate, freeze, prepare
+from img2pose_edge.quantize.graph import quantized_checkpoint
 from onnx import numpy_helper
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks import build_network
@@ -58,13 +57,7 @@ def export_int8(
     if not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks can be quantized, {checkpoint} holds a {state['network']}")
     facts = edge_facts()
-    if state.get("int8"):
-        watching = prepare(network, fine_tune=True)
-        watching.load_state_dict(state["weights"])
-        graph = convert_pt2e(freeze(watching))
-    else:
-        network.load_state_dict(state["weights"])
-        graph = calibrate(prepare(network), pictures)
+    graph = quantized_checkpoint(state, network, pictures)
     model = take_pixels(unsigned_activations(to_onnx(graph, output_names(facts))))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{os.getpid()}.{out.name}")

@@ -206,31 +206,39 @@ def curves(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
+    notes = {"data": options.data_note, "licence": options.licence}
+    if options.out.suffix == ".tflite":
+        from img2pose_edge.export.tflite import export_tflite
+
+        print(export_tflite(options.checkpoint, options.out, options.size, **notes))
+        return 0
     from img2pose_edge.export.onnx import export_onnx
 
-    print(
-        export_onnx(
-            options.checkpoint,
-            options.out,
-            proposals=options.proposals,
-            data=options.data_note,
-            licence=options.licence,
-        )
-    )
+    print(export_onnx(options.checkpoint, options.out, proposals=options.proposals, **notes))
     return 0
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """``640x480`` (width x height) to height and width."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, as 640x480, got {text!r}")
+    return int(height), int(width)
 
 
 def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.export.int8 import export_int8
+    from img2pose_edge.export.tflite import export_tflite
     from img2pose_edge.preprocess import letterbox
 
-    if not options.images:
-        print(export_int8(options.checkpoint, options.out, (), data=options.data_note, licence=options.licence))
-        return 0
-    paths = find_images(options.images)
+    paths = find_images(options.images) if options.images else []
     chosen = paths[:: max(1, len(paths) // options.count)][: options.count]
     pictures = [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
-    print(export_int8(options.checkpoint, options.out, pictures, data=options.data_note, licence=options.licence))
+    notes = {"data": options.data_note, "licence": options.licence}
+    if options.out.suffix == ".tflite":
+        print(export_tflite(options.checkpoint, options.out, options.size, pictures, int8=True, **notes))
+    else:
+        print(export_int8(options.checkpoint, options.out, pictures, **notes))
     return 0
 
 
@@ -286,7 +294,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="bundled model's name, or path of a model (default: the bundled edge-n)")
-    parser.add_argument("--engine", default="auto", help="auto, onnxruntime or openvino")
+    parser.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino or tflite")
     parser.add_argument("--input-size", type=int, metavar="PX", help="longest side the network sees")
     parser.add_argument("--score-threshold", type=float, metavar="P", help="least score of a face")
     parser.add_argument("--nms-iou", type=float, metavar="IOU", help="overlap above which two faces are one")
@@ -379,17 +387,19 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="CURVES.png")
     p.set_defaults(do=curves)
 
-    p = commands.add_parser("export", help="checkpoint to ONNX with its manifest")
+    p = commands.add_parser("export", help="checkpoint to a float model with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx or .tflite")
+    p.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of a .tflite model's input")
     p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
     p.set_defaults(do=export)
 
-    p = commands.add_parser("quantize", help="edge checkpoint to int8 ONNX with its manifest")
+    p = commands.add_parser("quantize", help="edge checkpoint to an int8 model with its manifest")
     p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx or .tflite")
+    p.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of a .tflite model's input")
     p.add_argument(
         "--images", nargs="+", metavar="PATH", help="photographs to learn from, unless it was trained with --int8"
     )

@@ -41,7 +41,7 @@ class PoseDetector:
         """
         Args:
             model: name of a bundled model, or path of a model with its manifest beside it.
-            engine: ``auto``, ``onnxruntime`` or ``openvino``.
+            engine: ``auto`` (by the model's file), ``onnxruntime``, ``openvino`` or ``tflite``.
             input_size: longest side, in pixels, at which the network sees the image (larger images are
                 shrunk, smaller ones keep their size); default the model's own.
             score_threshold: least score of a face, 0 to 1; default the model's own.
@@ -120,7 +120,7 @@ class PoseDetector:
         camera = self.intrinsics if intrinsics is None else self._camera(intrinsics)
         if camera is None:
             camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
-        network_image, scale = letterbox(pixels, size, self.model.multiple, self.model.shortest)
+        network_image, scale = letterbox(pixels, size, self.model.multiple, self.model.shortest, self.model.fixed)
         boxes = None
         with self._lock:  # engines reuse their output buffers
             outputs = self._network.run(network_image[None])

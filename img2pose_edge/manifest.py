@@ -43,6 +43,12 @@ class Model:
         return int(self.manifest["input"].get("shortest", 0))
 
     @property
+    def fixed(self) -> tuple[int, int] | None:
+        """Height and width of the only input that the model takes; ``None`` if it takes any."""
+        size = self.manifest["input"].get("fixed")
+        return None if size is None else (int(size[0]), int(size[1]))
+
+    @property
     def output_names(self) -> list[str]:
         """Of all outputs, in the order in which engines return them."""
         return [name for kind in self.manifest["outputs"].values() for name in kind]

@@ -86,7 +86,9 @@ def _from_array(image: np.ndarray, name: str = "image") -> np.ndarray:
     return image
 
 
-def letterbox(image: np.ndarray, longest: int, multiple: int, shortest: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def letterbox(
+    image: np.ndarray, longest: int, multiple: int, shortest: int = 0, fixed: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Shrink an image so that its longest side is at most ``longest``; pad right and bottom.
 
     Args:
@@ -95,17 +97,22 @@ def letterbox(image: np.ndarray, longest: int, multiple: int, shortest: int = 0)
         multiple: padded height and width are multiples of this.
         shortest: pixels that the shorter side is enlarged to, as far as ``longest`` allows; 0 keeps the size
             of small images.
+        fixed: height and width to fit into and to pad to, whatever ``multiple``.
 
     Returns:
         (H', W', 3) uint8 C-contiguous, and (2,) network pixels per image pixel along x and y.
     """
     height, width = image.shape[:2]
     factor = min(max(1.0, shortest / min(height, width)), longest / max(height, width))
+    if fixed:
+        factor = min(factor, fixed[0] / height, fixed[1] / width)
     new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
     if factor != 1:
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         image = cv2.resize(image, (new_width, new_height), interpolation=method)
     right, bottom = -new_width % multiple, -new_height % multiple
+    if fixed:
+        right, bottom = fixed[1] - new_width, fixed[0] - new_height
     if right or bottom:
         image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
     return np.ascontiguousarray(image), np.array([new_width / width, new_height / height])

@@ -10,11 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from ai_edge_litert.interpreter import Interpreter
 from img2pose_edge.export.describe import edge_facts, output_names
 from img2pose_edge.export.int8 import export_int8, take_pixels, to_onnx, unsigned_activations
+from img2pose_edge.export.tflite import export_tflite
 from img2pose_edge.quantize.fold import FoldedNet
 from img2pose_edge.quantize.graph import calibrate, freeze, prepare
 from torch.fx import GraphModule
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
@@ -43,7 +46,7 @@ def pictures(astronaut: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def graph(pictures: list[np.ndarray]) -> GraphModule:
-    return calibrate(prepare(trained()), pictures)
+    return convert_pt2e(calibrate(prepare(trained()), pictures))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     kinds = [n for n in signed.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
     weights = [constants[n.input[0]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(w.dtype == np.int8 for w in weights)
-    assert len(weights) >= 40
+    assert len(weights) == 44, "all but the last convolutions"
     scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
     assert signed.ByteSize() < 1e6
@@ -122,12 +125,21 @@ def exported(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-@pytest.mark.parametrize("model", ["", "edge-n-int8"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.fixture(scope="module")
+def lite(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lite") / "n8.tflite"
+    export_tflite(CHECKPOINT, out, (512, 512), pictures, int8=True)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("engine", "model"),
+    [(e, m) for e in ("onnxruntime", "openvino") for m in ("exported", "edge-n-int8")] + [("tflite", "lite")],
+)
 def test_an_int8_model_finds_what_the_float_model_finds(
-    exported: Path, astronaut: np.ndarray, engine: str, model: str
+    request: pytest.FixtureRequest, astronaut: np.ndarray, engine: str, model: str
 ) -> None:
-    detector = PoseDetector(model or exported, engine=engine)
+    detector = PoseDetector(model if model == "edge-n-int8" else request.getfixturevalue(model), engine=engine)
     assert detector.model.manifest["precision"] == "int8"
     for image in (astronaut, astronaut[:, ::-1], astronaut[20:330, 60:470]):
         (ours,), (theirs,) = detector(image), PoseDetector()(image)
@@ -135,6 +147,34 @@ def test_an_int8_model_finds_what_the_float_model_finds(
         np.testing.assert_allclose(ours.box, theirs.box, atol=4)
         turned = geometry.geodesic_distance(ours.local_rotation[None], theirs.local_rotation[None])
         assert np.degrees(turned[0]) < 5
+
+
+def test_tflite_is_full_integer(lite: Path) -> None:
+    interpreter = Interpreter(str(lite))
+    interpreter.allocate_tensors()
+    (given,) = interpreter.get_input_details()
+    assert given["dtype"] == np.uint8
+    assert given["shape"].tolist() == [1, 512, 512, 3]
+    kinds = [d["dtype"] for d in interpreter.get_tensor_details() if len(d["shape"]) == 4]
+    assert sum(k == np.int8 for k in kinds) > 2 * sum(k == np.float32 for k in kinds), "float: pixels in, maps out"
+    assert lite.stat().st_size < 1e6
+
+
+def test_float_tflite_gives_the_maps_of_the_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
+    export_tflite(CHECKPOINT, tmp_path / "n.tflite", (320, 416))
+    detector = PoseDetector(tmp_path / "n.tflite", threads=1)
+    image = astronaut[20:330, 60:470]
+    pixels, scale = letterbox(image, 640, 32, fixed=(320, 416))
+    assert pixels.shape == (320, 416, 3)
+    np.testing.assert_allclose(scale, 1, atol=0.01)
+    with torch.no_grad():
+        expected = FoldedNet(trained()).eval()(torch.from_numpy(pixels[None]))
+    for ours, theirs in zip(detector._network.run(pixels[None]), [*expected[0], *expected[1]], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    (ours,), (theirs,) = detector(astronaut), PoseDetector()(astronaut)  # shrunk to fit
+    np.testing.assert_allclose(ours.box, theirs.box, atol=6)
+    with pytest.raises(ValueError, match=r"engine 'onnxruntime' does not read n\.tflite: tflite can"):
+        PoseDetector(tmp_path / "n.tflite", engine="onnxruntime")(astronaut)
 
 
 def test_what_cannot_be_quantized_is_named(
@@ -145,6 +185,12 @@ def test_what_cannot_be_quantized_is_named(
         export_int8(tmp_path / "full.pt", tmp_path / "a.onnx", pictures)
     with pytest.raises(ValueError, match=r"must end in \.onnx"):
         export_int8(CHECKPOINT, tmp_path / "a.tflite", pictures)
+    with pytest.raises(ValueError, match=r"must end in \.tflite"):
+        export_tflite(CHECKPOINT, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"multiples of 32 and at least 64, got \(480, 100\)"):
+        export_tflite(CHECKPOINT, tmp_path / "a.tflite", (480, 100))
+    with pytest.raises(ValueError, match=r"only edge networks run in TFLite.*full-18"):
+        export_tflite(tmp_path / "full.pt", tmp_path / "a.tflite")
     with pytest.raises(ValueError, match="calibration needs pictures, got none"):
         export_int8(CHECKPOINT, tmp_path / "a.onnx", [])
     arguments = ["quantize", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.onnx")]

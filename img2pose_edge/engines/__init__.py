@@ -9,9 +9,18 @@ import numpy as np
 
 from img2pose_edge.manifest import Model
 
-ENGINES = {"onnxruntime": "img2pose_edge.engines.ort", "openvino": "img2pose_edge.engines.ov"}
-INSTALL = {"onnxruntime": "pip install onnxruntime", "openvino": 'pip install "img2pose-edge[openvino]"'}
-DEFAULT_ENGINE = "onnxruntime"
+ENGINES = {
+    "onnxruntime": "img2pose_edge.engines.ort",
+    "openvino": "img2pose_edge.engines.ov",
+    "tflite": "img2pose_edge.engines.tflite",
+}
+INSTALL = {
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": 'pip install "img2pose-edge[openvino]"',
+    "tflite": 'pip install "img2pose-edge[tflite]"',
+}
+READERS = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("tflite",)}
+"""Engines that read a kind of file, the default one first."""
 
 
 class Engine(Protocol):
@@ -27,12 +36,15 @@ def load_engine(name: str, model: Model, threads: int | None) -> Engine:
     """Load a model into an engine.
 
     Raises:
-        ValueError: if the engine is unknown, or ``threads`` is not positive.
+        ValueError: if the engine is unknown or does not read such a model, or ``threads`` is not positive.
         ImportError: if the engine is not installed, saying what to install.
     """
-    chosen = DEFAULT_ENGINE if name == "auto" else name
-    if chosen not in ENGINES:
+    readers = READERS.get(model.path.suffix, ())
+    chosen = readers[0] if name == "auto" and readers else name
+    if chosen not in ("auto", *ENGINES):
         raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
+    if chosen not in readers:
+        raise ValueError(f"engine {name!r} does not read {model.path.name}: {', '.join(readers) or 'none'} can")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:
