@@ -242,6 +242,25 @@ def quantize(options: argparse.Namespace) -> int:
     return 0
 
 
+def parity(options: argparse.Namespace) -> int:
+    from img2pose_edge.export.parity import ANGLE, BOX, SCORE, compare
+
+    detectors = []
+    for name in options.models:
+        model, _, engine = name.partition("@")
+        detectors.append(PoseDetector(model, engine=engine or "auto", threads=options.threads))
+    images = [load_image(path) for path in find_images(options.images)]
+    print(f"against {options.models[0]}; may differ: score {SCORE}, box {BOX} px at 640, angle {ANGLE} degrees")
+    print(f"{'model':32} {'faces':>6} {'alone':>6} {'score':>7} {'box':>7} {'angle':>7}")
+    same = True
+    for name, detector in zip(options.models[1:], detectors[1:], strict=True):
+        found = compare(detectors[0], detector, track(images, name))
+        same = same and found.holds
+        figures = f"{found.score:7.3f} {found.box:7.2f} {found.angle:7.2f}"
+        print(f"{name:32} {found.faces:6} {found.alone:6} {figures}{'' if found.holds else '  differs'}")
+    return 0 if same else 1
+
+
 def convert_checkpoint(options: argparse.Namespace) -> int:
     from img2pose_edge.training.official import convert_checkpoint as convert
 
@@ -408,6 +427,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.set_defaults(do=quantize)
+
+    p = commands.add_parser("parity", help="compare what exported models, or engines, find in photographs")
+    p.add_argument("models", nargs="+", metavar="MODEL[@ENGINE]", help="the first is what the others are compared with")
+    p.add_argument(
+        "--images", nargs="+", required=True, metavar="PATH", help="files, folders (searched below) or globs"
+    )
+    p.add_argument("--threads", type=int, help="threads of the engines")
+    p.set_defaults(do=parity)
 
     p = commands.add_parser("convert-checkpoint", help="official img2pose checkpoint to ours")
     p.add_argument("source", type=Path, metavar="img2pose_v1.pth")
