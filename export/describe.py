@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ OFFICIAL_LICENCE = "CC BY-NC 4.0, as the official img2pose checkpoint it was con
 
 def output_names(facts: dict[str, Any]) -> list[str]:
     return [name for kind in facts["outputs"].values() for name in kind]
+
+
+def check_manifest(out: Path) -> None:
+    """Raise ``ValueError`` if the manifest beside ``out`` is that of another model."""
+    path = out.with_suffix(".json")
+    try:
+        held = json.loads(path.read_text())["file"] if path.is_file() else out.name
+    except (ValueError, KeyError, TypeError):
+        held = "something else"
+    if held != out.name:
+        raise ValueError(f"the manifest of {out} would overwrite {path}, which describes {held}: choose another name")
 
 
 def describe(state: dict[str, Any], network: nn.Module, out: Path, facts: dict[str, Any], **more: Any) -> Path:

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from img2pose_edge.export.describe import describe, edge_facts, output_names
+from img2pose_edge.export.describe import check_manifest, describe, edge_facts, output_names
 from img2pose_edge.quantize.fold import INPUT_ZERO
-from img2pose_edge.quantize.graph import quantized_checkpoint
+from img2pose_edge.quantize.graph import quantize_checkpoint
 from onnx import numpy_helper
 from torch.fx import GraphModule
 
-from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks import build_network
-from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
+from img2pose_edge.training.networks.edge import PIXEL_STD
 
 OPSET = 18
 
@@ -52,12 +50,9 @@ def export_int8(
     """
     if out.suffix != ".onnx":
         raise ValueError(f"the output must end in .onnx, got {out}")
-    state = load_checkpoint(checkpoint)
-    network = build_network(state["network"])
-    if not isinstance(network, EdgeNet):
-        raise ValueError(f"only edge networks can be quantized, {checkpoint} holds a {state['network']}")
+    check_manifest(out)
+    state, network, graph = quantize_checkpoint(checkpoint, pictures)
     facts = edge_facts()
-    graph = quantized_checkpoint(state, network, pictures)
     model = take_pixels(unsigned_activations(to_onnx(graph, output_names(facts))))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{os.getpid()}.{out.name}")

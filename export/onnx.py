@@ -7,11 +7,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from img2pose_edge.export.describe import describe, edge_facts, full_facts, output_names
+from img2pose_edge.export.describe import check_manifest, describe, edge_facts, full_facts, output_names
 from torch import nn
 
-from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import EdgeNet
 
 OPSET = 17
@@ -50,10 +49,8 @@ def export_onnx(
         raise ValueError(f"the output must end in .onnx, got {out}")
     if proposals < 1:
         raise ValueError(f"proposals must be at least 1, got {proposals}")
-    state = load_checkpoint(checkpoint)
-    network = build_network(state["network"])
-    network.load_state_dict(state["weights"])
-    network.eval()
+    check_manifest(out)
+    state, network = load_network(checkpoint)
     facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, proposals)
     _write_graph(network, out, output_names(facts))
     thresholds = {"score": score_threshold, "nms_iou": nms_iou}

@@ -1,4 +1,4 @@
-"""Checkpoint to TFLite, float or full-integer int8, of one input size, with its manifest."""
+"""Checkpoint to TFLite, float or int8 (but for normalization and last convolutions), with its manifest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from img2pose_edge.export.describe import describe, edge_facts
+from img2pose_edge.export.describe import check_manifest, describe, edge_facts
 from img2pose_edge.quantize.fold import FoldedNet
-from img2pose_edge.quantize.graph import EdgeQuantizer, quantized_checkpoint, quantizer
-from torch import nn
+from img2pose_edge.quantize.graph import EdgeQuantizer, quantize_checkpoint, quantizer
 
-from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import EdgeNet
 
 MULTIPLE = 32
@@ -53,19 +51,18 @@ def export_tflite(
         raise ValueError(f"the output must end in .tflite, got {out}")
     if min(size) < 2 * MULTIPLE or any(side % MULTIPLE for side in size):
         raise ValueError(f"height and width must be multiples of {MULTIPLE} and at least {2 * MULTIPLE}, got {size}")
-    state = load_checkpoint(checkpoint)
-    network = build_network(state["network"])
-    if not isinstance(network, EdgeNet):
-        raise ValueError(f"only edge networks run in TFLite, {checkpoint} holds a {state['network']}")
+    check_manifest(out)
     if int8:
         # Weights stay float in the graph, behind their quantization: LiteRT's converter folds them itself.
-        graph: nn.Module = quantized_checkpoint(state, network, pictures, fold=False)
+        state, network, graph = quantize_checkpoint(checkpoint, pictures, fold=False)
     else:
-        network.load_state_dict(state["weights"])
+        state, network = load_network(checkpoint)
+        if not isinstance(network, EdgeNet):
+            raise ValueError(f"only edge networks run in TFLite, {checkpoint} holds a {state['network']}")
         graph = FoldedNet(network).eval()
     _write(graph, out, size, quantizer() if int8 else None)
     facts = edge_facts()
-    facts["input"]["fixed"] = list(size)
+    facts["input"] |= {"size": max(size), "fixed": list(size)}
     return describe(
         state,
         network,
@@ -78,7 +75,7 @@ def export_tflite(
     )
 
 
-def _write(graph: nn.Module, out: Path, size: tuple[int, int], annotator: EdgeQuantizer | None) -> None:
+def _write(graph: torch.nn.Module, out: Path, size: tuple[int, int], annotator: EdgeQuantizer | None) -> None:
     import litert_torch
     from litert_torch.quantize.quant_config import QuantConfig
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import draw_faces
+from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
@@ -231,8 +233,14 @@ def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.export.tflite import export_tflite
     from img2pose_edge.preprocess import letterbox
 
+    if options.count < 1:
+        raise ValueError(f"count must be at least 1, got {options.count}")
     paths = find_images(options.images) if options.images else []
-    chosen = paths[:: max(1, len(paths) // options.count)][: options.count]
+    chosen = (
+        [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
+        if paths
+        else []
+    )
     pictures = [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
     notes = {"data": options.data_note, "licence": options.licence}
     if options.out.suffix == ".tflite":
@@ -246,8 +254,12 @@ def parity(options: argparse.Namespace) -> int:
     from img2pose_edge.export.parity import ANGLE, BOX, SCORE, compare
 
     detectors = []
+    if len(options.models) < 2:
+        raise ValueError("parity compares models: name at least two")
     for name in options.models:
-        model, _, engine = name.partition("@")
+        model, _, engine = name.rpartition("@")
+        if engine not in ENGINES:
+            model, engine = name, ""
         detectors.append(PoseDetector(model, engine=engine or "auto", threads=options.threads))
     images = [load_image(path) for path in find_images(options.images)]
     print(f"against {options.models[0]}; may differ: score {SCORE}, box {BOX} px at 640, angle {ANGLE} degrees")
@@ -255,6 +267,8 @@ def parity(options: argparse.Namespace) -> int:
     same = True
     for name, detector in zip(options.models[1:], detectors[1:], strict=True):
         found = compare(detectors[0], detector, track(images, name))
+        if not found.faces:
+            raise ValueError(f"{options.models[0]} and {name} find no face in common: parity shows nothing")
         same = same and found.holds
         figures = f"{found.score:7.3f} {found.box:7.2f} {found.angle:7.2f}"
         print(f"{name:32} {found.faces:6} {found.alone:6} {figures}{'' if found.holds else '  differs'}")

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from img2pose_edge.quantize.fold import FoldedNet
-from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
-from torchao.quantization.pt2e import allow_exported_model_train_eval, disable_observer
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
 
 from img2pose_edge.progress import track
+from img2pose_edge.training.checkpoint import load_checkpoint
+from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
+
+try:
+    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+except ImportError as error:
+    raise ImportError('int8 and TFLite need torchao and litert-torch: pip install "img2pose-edge[quantize]"') from error
 
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
@@ -71,13 +78,20 @@ def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
         (torch.zeros(TRACED, dtype=torch.uint8),),
         dynamic_shapes={"image": {0: free, 1: free, 2: free}},
     )
-    graph = prepare_pt2e(exported.module(), quantizer(fine_tune))
+    traced = exported.module()
+    for node in [n for n in traced.graph.nodes if n.target is torch.ops.aten._assert_tensor_metadata.default]:
+        traced.graph.erase_node(node)  # it insists on the device that the graph was traced on
+    traced.recompile()
+    graph = prepare_pt2e(traced, quantizer(fine_tune))
     return allow_exported_model_train_eval(graph)
 
 
-def freeze(graph: GraphModule) -> GraphModule:
-    """The graph with the ranges it has: pictures no longer change them."""
-    return graph.apply(disable_observer)
+def hold_ranges(graph: GraphModule) -> GraphModule:
+    """The graph with the ranges it has: pictures no longer move them."""
+    for module in graph.modules():
+        if hasattr(module, "averaging_constant"):
+            module.averaging_constant = 0.0  # type: ignore[assignment]
+    return graph
 
 
 @torch.no_grad()
@@ -93,22 +107,30 @@ def calibrate(graph: GraphModule, pictures: Iterable[np.ndarray]) -> GraphModule
     return graph
 
 
-def quantized_checkpoint(
-    state: dict[str, Any], network: EdgeNet, pictures: Iterable[np.ndarray], fold: bool = True
-) -> GraphModule:
+def quantize_checkpoint(
+    checkpoint: Path, pictures: Iterable[np.ndarray], fold: bool = True
+) -> tuple[dict[str, Any], EdgeNet, GraphModule]:
     """The quantized graph of a checkpoint.
 
     Args:
-        state: checkpoint; one that was fine-tuned for int8 has its ranges.
-        network: as ``build_network`` makes it for that checkpoint.
+        checkpoint: of an edge network; one that was fine-tuned for int8 has its ranges.
         pictures: for :func:`calibrate`, of a checkpoint that was not.
         fold: hold weights as int8, not as float with their rounding behind.
+
+    Returns:
+        the checkpoint, its network, and the graph.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing or not of an edge network, or there are no pictures.
     """
+    state = load_checkpoint(checkpoint)
+    network = build_network(state["network"])
+    if not isinstance(network, EdgeNet):
+        raise ValueError(f"only edge networks can be quantized, {checkpoint} holds a {state['network']}")
     if state.get("int8"):
         graph = prepare(network, fine_tune=True)
         graph.load_state_dict(state["weights"])
-        graph = freeze(graph)
     else:
         network.load_state_dict(state["weights"])
         graph = calibrate(prepare(network), pictures)
-    return convert_pt2e(graph, fold_quantize=fold)
+    return state, network, convert_pt2e(graph, fold_quantize=fold)

@@ -338,6 +338,10 @@ def test_own_photographs_are_labelled_by_the_bundled_model(
     assert sorted(r.image for r in records) == ["a/one.png", "two.jpg"]
     mirrored = {r.image: geometry.matrix_to_angles(r.faces.local[0]) for r in records}
     assert np.abs(mirrored["a/one.png"] - mirrored["two.jpg"] * [1, -1, -1]).max() < 8
+    text = labels.read_text()
+    labels.write_text(text.rstrip("\n"))  # a whole last line, as an editor may leave it
+    assert len(whole_lines(labels)) == 2
+    assert labels.read_text() == text
     labels.write_text("{}\n")
     with pytest.raises(ValueError, match=r"labels\.jsonl holds a damaged line"):
         whole_lines(labels)

@@ -1,4 +1,4 @@
-"""OpenVINO (reads ONNX and its own IR)."""
+"""OpenVINO, reading ONNX."""
 
 from __future__ import annotations
 

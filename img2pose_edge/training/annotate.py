@@ -127,8 +127,20 @@ def whole_lines(out: Path) -> set[str]:
         return set()
     data = out.read_bytes()
     end = data.rfind(b"\n") + 1
-    os.truncate(out, end)
+    names = {_name(line, out) for line in data[:end].splitlines()}
+    if data[end:]:
+        try:
+            names.add(_name(data[end:], out))
+        except ValueError:
+            os.truncate(out, end)
+        else:
+            with out.open("ab") as file:
+                file.write(b"\n")
+    return names
+
+
+def _name(line: bytes, out: Path) -> str:
     try:
-        return {json.loads(line)["image"] for line in data[:end].splitlines()}
+        return str(json.loads(line)["image"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{out} holds a damaged line: {error!r}") from error

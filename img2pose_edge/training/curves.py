@@ -37,7 +37,7 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
     """Write a picture with one plot a column, in which every run that has it is a line.
 
     Args:
-        runs: folders of runs; their names are the legend.
+        runs: folders of runs; their names, or paths where names repeat, are the legend.
         out: path ending in ``.png`` or another format of matplotlib.
 
     Raises:
@@ -48,7 +48,8 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('curves need matplotlib: pip install "img2pose-edge[bench]"') from error
-    logs = {run.name: read_metrics(run) for run in runs}
+    unique = len({run.name for run in runs}) == len(runs)
+    logs = {run.name if unique else str(run): read_metrics(run) for run in runs}
     names = list(dict.fromkeys(name for log in logs.values() for name in log))
     rows = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 2.6 * rows), layout="constrained")

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
-from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.losses import quality_focal_loss
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, Cells, candidate_cells, flatten_maps
 from img2pose_edge.training.validation import find_local_poses
@@ -97,11 +96,9 @@ def load_teacher(checkpoint: Path, device: torch.device) -> Teacher:
     """A teacher from a checkpoint of ours: any edge network, or a full one.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing or not ours.
+        FileNotFoundError, ValueError: as :func:`load_network`.
     """
-    state = load_checkpoint(checkpoint)
-    network = build_network(state["network"])
-    network.load_state_dict(state["weights"])
+    _, network = load_network(checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return EdgeTeacher(network) if isinstance(network, EdgeNet) else FullTeacher(network)
 

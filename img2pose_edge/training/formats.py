@@ -183,7 +183,7 @@ def _read_folder(path: Path) -> list[Source]:
     found = []
     for image in images:
         name = image.relative_to(path)
-        for suffix in labels[image]:
+        for suffix in labels[image][:1]:
             collection, read = kinds[suffix]
             found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, image.with_suffix(suffix))))
         if not labels[image]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from torch import nn
 
+from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 
 DEPTHS = (18, 50, 101)
@@ -26,3 +30,20 @@ def build_network(name: str) -> nn.Module:
 
     family, depth = name.split("-")
     return FullNet(int(depth), official=family == "img2pose")
+
+
+def load_network(checkpoint: Path) -> tuple[dict[str, Any], nn.Module]:
+    """A checkpoint of ours and the network it holds, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing, not ours, of other weights, or fine-tuned for int8.
+    """
+    state = load_checkpoint(checkpoint)
+    if state.get("int8"):
+        raise ValueError(f"{checkpoint} was fine-tuned for int8: it can only be quantized ('img2pose-edge quantize')")
+    network = build_network(state["network"])
+    try:
+        network.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not hold the weights of {state['network']}: {error}") from error
+    return state, network.eval()
