@@ -276,3 +276,9 @@ def test_a_graph_that_learns_rounds_as_int8(pictures: list[np.ndarray]) -> None:
         watching(torch.from_numpy(pictures[2][None]))
         for name, value in ranges().items():
             torch.testing.assert_close(value, moved[name], msg=name)
+
+
+def test_the_bundled_int8_model_is_the_committed_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
+    export_int8(CHECKPOINT.with_name("edge-n-int8.pt"), tmp_path / "n8.onnx", ())
+    (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector("edge-n-int8")(astronaut)
+    np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
