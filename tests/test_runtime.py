@@ -86,9 +86,11 @@ def test_every_engine_gives_the_same_faces(engine: str, model: str, astronaut: n
     faces = detect_poses(astronaut, model=model, engine=engine, threads=1)
     assert_astronaut(faces)
     reference = detect_poses(astronaut, model=model, engine="onnxruntime")[0]
-    assert faces[0].score == pytest.approx(reference.score, abs=0.01)
-    np.testing.assert_allclose(faces[0].box, reference.box, atol=1)
-    np.testing.assert_allclose(faces[0].angles, reference.angles, atol=0.5)
+    # int8 rounds by an engine's last bit, which the layers behind carry on (docs/experiments.md).
+    slack = 4 if find_model(model).manifest["precision"] == "int8" else 1
+    assert faces[0].score == pytest.approx(reference.score, abs=0.01 * slack)
+    np.testing.assert_allclose(faces[0].box, reference.box, atol=slack)
+    np.testing.assert_allclose(faces[0].angles, reference.angles, atol=0.5 * slack)
 
 
 def test_sizes_and_shapes(astronaut: np.ndarray) -> None:
