@@ -54,6 +54,12 @@ class Model:
         return [name for kind in self.manifest["outputs"].values() for name in kind]
 
     @property
+    def engines(self) -> list[str] | None:
+        """Engines that run the model safely, where not all that read its format do."""
+        found: list[str] | None = self.manifest.get("engines")
+        return found
+
+    @property
     def has_proposals(self) -> bool:
         """Whether the outputs are of proposals (the full model), not of cells (the edge models)."""
         return "boxes" in self.manifest["outputs"]

@@ -56,4 +56,4 @@ def test_the_command_line_compares(
     assert main(["parity", "edge-n", "edge-n-int8", "--images", str(tmp_path)]) == 1
     assert "differs" in capsys.readouterr().out
     assert main(["parity", "edge-n", "edge-n@tflite", "--images", str(tmp_path)]) == 1
-    assert "does not read" in capsys.readouterr().err
+    assert "does not run" in capsys.readouterr().err

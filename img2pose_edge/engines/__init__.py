@@ -36,15 +36,15 @@ def load_engine(name: str, model: Model, threads: int | None) -> Engine:
     """Load a model into an engine.
 
     Raises:
-        ValueError: if the engine is unknown or does not read such a model, or ``threads`` is not positive.
+        ValueError: if the engine is unknown or does not run such a model, or ``threads`` is not positive.
         ImportError: if the engine is not installed, saying what to install.
     """
-    readers = READERS.get(model.path.suffix, ())
+    readers = [e for e in READERS.get(model.path.suffix, ()) if model.engines is None or e in model.engines]
     chosen = readers[0] if name == "auto" and readers else name
     if chosen not in ("auto", *ENGINES):
         raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
     if chosen not in readers:
-        raise ValueError(f"engine {name!r} does not read {model.path.name}: {', '.join(readers) or 'none'} can")
+        raise ValueError(f"engine {name!r} does not run {model.path.name}: {', '.join(readers) or 'none'} does")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:

@@ -257,9 +257,9 @@ def train(
     average = {name: value.clone() for name, value in network.state_dict().items()}
     groups = parameter_groups(network, options.weight_decay)
     optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, options.learning_rate, momentum=0.9, fused=True)
+        torch.optim.SGD(groups, options.learning_rate, momentum=0.9)
         if options.optimizer == "sgd"
-        else torch.optim.AdamW(groups, options.learning_rate, fused=True)
+        else torch.optim.AdamW(groups, options.learning_rate)
     )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, patience=3, threshold=1e-3)
     start, best, stale, last = 0, -math.inf, 0, run / "last.pt"
