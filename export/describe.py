@@ -98,7 +98,7 @@ def _input(size: int, mean: float | list[float], std: float | list[float]) -> di
         "color": "BGR",
         "dtype": "uint8",
         "size": size,
-        "multiple": 32,
+        "multiple": max(STRIDES),
         "mean": mean,
         "std": std,
         "normalization": "inside the graph",

@@ -14,9 +14,9 @@ from img2pose_edge.quantize.fold import FoldedNet
 from img2pose_edge.quantize.graph import EdgeQuantizer, quantize_checkpoint, quantizer
 
 from img2pose_edge.training.networks import load_network
-from img2pose_edge.training.networks.edge import EdgeNet
+from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 
-MULTIPLE = 32
+MULTIPLE = max(STRIDES)
 
 
 def export_tflite(

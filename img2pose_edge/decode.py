@@ -98,12 +98,7 @@ def proposal_candidates(
         pose = published.box_to_image_pose(pose, box, camera)
         drawn = published.project_boxes(pose, points68, camera, *size)
         pose, corner = published.to_our_face(pose, points68), np.zeros(2)
-    # A pose behind the camera, or so near that the face surrounds it, is no face.
-    front = pose[:, 5] > 0
-    if drawn is not None:
-        front &= np.isfinite(drawn).all(1)
-        drawn = drawn[front]
-    camera = camera[front] if camera.ndim == 3 else camera
-    center, apparent, local = geometry.camera_to_local(*geometry.decompose_pose(pose[front]), camera)
-    corner = corner[front] if corner.ndim == 2 else corner
-    return (probability[front], center + corner, apparent, local), drawn
+    center, apparent, local = geometry.camera_to_local(*geometry.decompose_pose(pose), camera)
+    front = pose[:, 5] > 0  # what is behind the camera is no face
+    found = probability[front], (center + corner)[front], apparent[front], local[front]
+    return found, None if drawn is None else drawn[front]

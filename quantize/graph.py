@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from img2pose_edge.quantize.fold import FoldedNet
+from torch import nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
@@ -86,12 +87,11 @@ def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
     return allow_exported_model_train_eval(graph)
 
 
-def hold_ranges(graph: GraphModule) -> GraphModule:
-    """The graph with the ranges it has: pictures no longer move them."""
+def hold_ranges(graph: nn.Module) -> None:
+    """Let a graph that fine-tunes keep the ranges it has: pictures no longer move them."""
     for module in graph.modules():
         if hasattr(module, "averaging_constant"):
             module.averaging_constant = 0.0  # type: ignore[assignment]
-    return graph
 
 
 @torch.no_grad()

@@ -27,7 +27,6 @@ from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
-from img2pose_edge.training.store import LmdbReader
 from img2pose_edge.training.targets import Batch
 from img2pose_edge.training.validation import validate
 
@@ -116,13 +115,6 @@ def build_objective(network: nn.Module, options: TrainOptions, device: torch.dev
 
 RANGE_PICTURES = 16
 """Pictures that a network to be quantized is shown before it trains: ranges must be known from the first step."""
-
-
-def hold_ranges(graph: nn.Module) -> None:
-    from img2pose_edge.quantize.graph import hold_ranges
-
-    assert isinstance(graph, torch.fx.GraphModule)
-    hold_ranges(graph)
 
 
 def quantizable(network: nn.Module, options: TrainOptions, pictures: list[np.ndarray]) -> nn.Module:
@@ -248,8 +240,6 @@ def train(
         if not initial and not (run / "last.pt").exists():
             raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
         network = quantizable(network, options, [composer[i].image for i in range(RANGE_PICTURES)])
-        if isinstance(pixels, LmdbReader):
-            pixels.close()  # loader processes, forked from this one, open it themselves
     objective = build_objective(network, options, where)
     if not initial and not (run / "last.pt").exists():
         objective.prepare([records[i] for i in training])
@@ -346,6 +336,8 @@ def train(
                 judge = copy.deepcopy(network)
                 judge.load_state_dict(average)
                 if options.int8:
+                    from img2pose_edge.quantize.graph import hold_ranges
+
                     hold_ranges(judge)
                 found = validate(judge.eval(), records, held_out, pixels, where)
                 log.write(step=done, **found)

@@ -165,7 +165,3 @@ class LmdbReader:
         if image is None:
             raise ValueError(f"record {int(self._keys[number])} of {self._path} cannot be decoded")
         return image
-
-    def close(self) -> None:
-        """Close the store in this process; the next image opens it again."""
-        _close(self._path)
