@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench evaluate clean
+.PHONY: demo test lint bench evaluate clean test-arm64
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -38,3 +38,7 @@ evaluate: .venv/.dev
 
 clean:
 	rm -rf .venv build dist *.egg-info
+
+# Emulated, as root; the arm64 system (600 MB) is kept in .cache.
+test-arm64: .venv/.dev
+	tests/arm64.sh

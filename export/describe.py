@@ -51,7 +51,7 @@ def describe(state: dict[str, Any], network: nn.Module, out: Path, facts: dict[s
         "name": out.stem,
         "file": out.name,
         "sha256": sha256(out),
-        "format": out.suffix.removeprefix("."),
+        "format": {".xml": "openvino"}.get(out.suffix, out.suffix.removeprefix(".")),
         "parameters": sum(p.numel() for p in network.parameters()),
         "training": {"steps": state.get("step"), "options": state.get("options", {})},
         "metrics": {},

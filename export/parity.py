@@ -1,16 +1,25 @@
-"""Do two exported models, or two engines, find the same faces with the same poses?"""
+"""Do exported models, in every engine, find the faces and poses that the torch network finds?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from img2pose_edge.benchmarks.metrics import pairwise_iou
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
+from img2pose_edge.engines import READERS, installed
 from img2pose_edge.face import Face
+from img2pose_edge.preprocess import letterbox
+from img2pose_edge.training.checkpoint import load_checkpoint
+from img2pose_edge.training.networks import load_network
 
 SCORE, BOX, ANGLE = 0.01, 1.0, 0.5
 """What may differ: probability, pixels at a longest side of 640, degrees."""
@@ -18,17 +27,34 @@ MARGIN = 0.05
 """A face whose score is this near to the threshold may be found by one and missed by the other."""
 SAME_IOU = 0.5
 PIXELS = 640
+MAPS = 0.1
+"""What raw maps of an edge network may differ by where no faces are found to compare (float16 takes most of it)."""
+
+
+class TorchEngine:
+    """A torch network in the place of an engine."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+
+    @torch.no_grad()
+    def run(self, image: np.ndarray) -> list[np.ndarray]:
+        return [output.float().numpy() for output in tree_leaves(self._network(torch.from_numpy(image)))]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Differences over all photographs: faces found by both, by one alone, and the largest of each kind."""
+    """Differences over all photographs: faces found by both, by one alone, and the largest of each kind.
+
+    ``maps``: of the raw outputs of an edge network, NaN where the two do not see the same pixels.
+    """
 
     faces: int
     alone: int
     score: float
     box: float
     angle: float
+    maps: float = math.nan
 
     @property
     def holds(self) -> bool:
@@ -45,6 +71,12 @@ def match(first: list[Face], second: list[Face]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in enumerate(overlap.argmax(1)) if back[j] == i and overlap[i, j] >= SAME_IOU]
 
 
+def network_image(detector: PoseDetector, image: np.ndarray) -> np.ndarray:
+    """(1, H, W, 3) that a detector's network sees of an image."""
+    model = detector.model
+    return letterbox(image, detector.input_size, model.multiple, model.shortest, model.fixed)[0][None]
+
+
 def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.ndarray]) -> Parity:
     """Compare what two detectors find.
 
@@ -53,8 +85,13 @@ def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.nd
         images: (H, W, 3) uint8 BGR.
     """
     pairs: list[tuple[Face, Face, float]] = []
-    alone = 0
+    alone, maps = 0, math.nan
     for image in images:
+        seen = [network_image(detector, image) for detector in (reference, other)]
+        if not reference.model.has_proposals and seen[0].shape == seen[1].shape:
+            first, second = ([m.copy() for m in d._network.run(seen[0])] for d in (reference, other))
+            largest = max(float(np.abs(a - b).max()) for a, b in zip(first, second, strict=True))
+            maps = largest if math.isnan(maps) else max(maps, largest)
         faces = reference.detect(image), other.detect(image)
         matched = match(*faces)
         pairs += [(faces[0][i], faces[1][j], PIXELS / max(image.shape)) for i, j in matched]
@@ -62,7 +99,7 @@ def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.nd
             single = set(range(len(found))) - {pair[side] for pair in matched}
             alone += sum(found[k].score > reference.score_threshold + MARGIN for k in single)
     if not pairs:
-        return Parity(0, alone, 0.0, 0.0, 0.0)
+        return Parity(0, alone, 0.0, 0.0, 0.0, maps)
     turned = geometry.geodesic_distance(
         np.stack([a.local_rotation for a, _, _ in pairs]), np.stack([b.local_rotation for _, b, _ in pairs])
     )
@@ -72,4 +109,68 @@ def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.nd
         max(abs(a.score - b.score) for a, b, _ in pairs),
         max(float(np.abs(a.box - b.box).max() * scale) for a, b, scale in pairs),
         float(np.degrees(turned.max())),
+        maps,
     )
+
+
+def load_torch(checkpoint: Path) -> nn.Module:
+    """The network of a checkpoint, or the quantized graph of one that is quantized.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing or not ours.
+    """
+    if not load_checkpoint(checkpoint).get("int8"):
+        return load_network(checkpoint)[1]
+    from img2pose_edge.quantize.graph import load_quantized
+
+    return load_quantized(checkpoint)[2]
+
+
+def torch_detector(network: nn.Module, path: Path) -> PoseDetector:
+    """A detector that runs a torch network as the model at ``path``, which was exported from it, is run."""
+    detector = PoseDetector(path)
+    vars(detector)["_network"] = TorchEngine(network)  # in the place of what would be loaded at the first picture
+    return detector
+
+
+def photographs() -> list[np.ndarray]:
+    """A photograph of a face that may be shown to anyone, straight, mirrored and cut.
+
+    Raises:
+        ImportError: if scikit-image, which it comes with, is not installed.
+    """
+    try:
+        from skimage.data import astronaut
+    except ImportError as error:
+        raise ImportError("name photographs to compare on, or: pip install scikit-image") from error
+    image = np.ascontiguousarray(astronaut()[..., ::-1])
+    return [image, np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(image[20:330, 60:470])]
+
+
+def check_artefact(network: nn.Module, path: Path, images: Sequence[np.ndarray] | None = None) -> dict[str, Parity]:
+    """Compare a model with the network it was exported from, in every installed engine that reads it.
+
+    Args:
+        network: torch network, or quantized graph.
+        path: of the model, its manifest beside it.
+        images: (H, W, 3) uint8 BGR; default :func:`photographs`.
+
+    Returns:
+        parity by engine.
+
+    Raises:
+        ValueError: naming the engine that cannot run the model, or that finds something else.
+    """
+    shown = photographs() if images is None else list(images)
+    reference = torch_detector(network, path)
+    found = {}
+    for engine in READERS[path.suffix]:
+        if not installed(engine):
+            continue
+        try:
+            found[engine] = compare(reference, PoseDetector(path, engine=engine, threads=1), shown)
+        except Exception as error:  # every engine has kinds of its own for operators it lacks
+            raise ValueError(f"{engine} cannot run {path.name}: {error}") from error
+        if not found[engine].holds or (not found[engine].faces and found[engine].maps > MAPS):
+            raise ValueError(f"{engine} finds something else in {path.name} than torch: {found[engine]}")
+    return found

@@ -85,7 +85,15 @@ def detector_from(options: argparse.Namespace) -> PoseDetector:
         score_threshold=options.score_threshold,
         nms_iou=options.nms_iou,
         threads=options.threads,
+        engine_options=dict(options.engine_option),
     )
+
+
+def key_value(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise argparse.ArgumentTypeError(f"an engine's option is KEY=VALUE, got {text!r}")
+    return key, value
 
 
 def detect(options: argparse.Namespace) -> int:
@@ -184,6 +192,7 @@ def train(options: argparse.Namespace) -> int:
     from img2pose_edge.training.loop import train as run
 
     fields = TrainOptions.__dataclass_fields__
+    options.float_layers = tuple(options.float_layers)
     chosen = TrainOptions(**{name: getattr(options, name) for name in fields})
     print(
         run(
@@ -208,15 +217,19 @@ def curves(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    notes = {"data": options.data_note, "licence": options.licence}
-    if options.out.suffix == ".tflite":
-        from img2pose_edge.export.tflite import export_tflite
+    from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
 
-        print(export_tflite(options.checkpoint, options.out, options.size, **notes))
-        return 0
-    from img2pose_edge.export.onnx import export_onnx
-
-    print(export_onnx(options.checkpoint, options.out, proposals=options.proposals, **notes))
+    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
+    chosen = ExportOptions(
+        format=options.format or by_suffix.get(options.out.suffix, "onnx"),
+        precision=options.precision,
+        size=options.size,
+        proposals=options.proposals,
+        data=options.data_note,
+        licence=options.licence,
+    )
+    images = [load_image(path) for path in find_images(options.images)] if options.images else None
+    print(export_model(options.checkpoint, options.out, chosen, images))
     return 0
 
 
@@ -228,51 +241,69 @@ def image_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def quantize(options: argparse.Namespace) -> int:
-    from img2pose_edge.export.int8 import export_int8
-    from img2pose_edge.export.tflite import export_tflite
+def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
+    """``--count`` of the ``--images``, evenly spread, as the network sees them."""
     from img2pose_edge.preprocess import letterbox
 
     if options.count < 1:
         raise ValueError(f"count must be at least 1, got {options.count}")
-    paths = find_images(options.images) if options.images else []
-    chosen = (
-        [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
-        if paths
-        else []
-    )
-    pictures = [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
-    notes = {"data": options.data_note, "licence": options.licence}
-    if options.out.suffix == ".tflite":
-        print(export_tflite(options.checkpoint, options.out, options.size, pictures, int8=True, **notes))
-    else:
-        print(export_int8(options.checkpoint, options.out, pictures, **notes))
+    paths = find_images(options.images)
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
+    return [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
+
+
+def quantize(options: argparse.Namespace) -> int:
+    from img2pose_edge.quantize.graph import quantize_checkpoint
+    from img2pose_edge.training.checkpoint import save_checkpoint
+
+    state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers)
+    save_checkpoint(state, options.out)
+    print(options.out)
+    return 0
+
+
+def sensitivity(options: argparse.Namespace) -> int:
+    from img2pose_edge.quantize.sensitivity import sensitivities
+
+    found = sensitivities(options.checkpoint, spread_pictures(options))
+    print(f"{'layer':24} {'score':>8} {'centre':>8} {'size':>8} {'angle':>8}")
+    for layer in found:
+        figures = f"{layer.score:8.4f} {layer.centre:8.4f} {layer.size:8.4f} {layer.angle:7.3f}°"
+        print(f"{layer.layer:24} {figures}")
     return 0
 
 
 def parity(options: argparse.Namespace) -> int:
-    from img2pose_edge.export.parity import ANGLE, BOX, SCORE, compare
+    from img2pose_edge.export.parity import ANGLE, BOX, SCORE, compare, load_torch, torch_detector
 
-    detectors = []
     if len(options.models) < 2:
         raise ValueError("parity compares models: name at least two")
-    for name in options.models:
-        model, _, engine = name.rpartition("@")
-        if engine not in ENGINES:
-            model, engine = name, ""
-        detectors.append(PoseDetector(model, engine=engine or "auto", threads=options.threads))
     images = [load_image(path) for path in find_images(options.images)]
-    print(f"against {options.models[0]}; may differ: score {SCORE}, box {BOX} px at 640, angle {ANGLE} degrees")
-    print(f"{'model':32} {'faces':>6} {'alone':>6} {'score':>7} {'box':>7} {'angle':>7}")
+    named = [model_and_engine(name) for name in options.models]
+    first, engine = named[0]
+    network = load_torch(Path(first)) if first.endswith(".pt") else None
+    print(f"against {first}; may differ: score {SCORE}, box {BOX} px at 640, angle {ANGLE} degrees")
+    print(f"{'model':32} {'faces':>6} {'alone':>6} {'score':>7} {'box':>7} {'angle':>7} {'maps':>9}")
     same = True
-    for name, detector in zip(options.models[1:], detectors[1:], strict=True):
-        found = compare(detectors[0], detector, track(images, name))
+    for name, (model, other) in zip(options.models[1:], named[1:], strict=True):
+        detector = PoseDetector(model, engine=other, threads=options.threads)
+        if network is None:
+            reference = PoseDetector(first, engine=engine, threads=options.threads)
+        else:
+            reference = torch_detector(network, detector.model.path)
+        found = compare(reference, detector, track(images, name))
         if not found.faces:
-            raise ValueError(f"{options.models[0]} and {name} find no face in common: parity shows nothing")
+            raise ValueError(f"{first} and {name} find no face in common: parity shows nothing")
         same = same and found.holds
-        figures = f"{found.score:7.3f} {found.box:7.2f} {found.angle:7.2f}"
+        figures = f"{found.score:7.3f} {found.box:7.2f} {found.angle:7.2f} {found.maps:9.6f}"
         print(f"{name:32} {found.faces:6} {found.alone:6} {figures}{'' if found.holds else '  differs'}")
     return 0 if same else 1
+
+
+def model_and_engine(name: str) -> tuple[str, str]:
+    """``MODEL@ENGINE`` in its parts, the engine ``auto`` if it is not named."""
+    model, _, engine = name.rpartition("@")
+    return (model, engine) if engine.split(":")[0] in ENGINES else (name, "auto")
 
 
 def convert_checkpoint(options: argparse.Namespace) -> int:
@@ -325,9 +356,20 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="photographs: files, folders, globs")
+    parser.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
+    parser.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side they are shown at")
+
+
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="bundled model's name, or path of a model (default: the bundled edge-n)")
-    parser.add_argument("--engine", default="auto", help="auto, onnxruntime, openvino or tflite")
+    parser.add_argument("--model", help="bundled model's name, or path of a model (default: by machine and engine)")
+    parser.add_argument(
+        "--engine", default="auto", help="auto, onnxruntime (or onnxruntime:cuda, :tensorrt, …), openvino or tflite"
+    )
+    parser.add_argument(
+        "--engine-option", type=key_value, action="append", default=[], metavar="KEY=VALUE", help="passed to the engine"
+    )
     parser.add_argument("--input-size", type=int, metavar="PX", help="longest side the network sees")
     parser.add_argument("--score-threshold", type=float, metavar="P", help="least score of a face")
     parser.add_argument("--nms-iou", type=float, metavar="IOU", help="overlap above which two faces are one")
@@ -408,6 +450,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--int8", action="store_true", help="fine-tune an edge network, from --initial, as it will be quantized"
     )
+    p.add_argument(
+        "--float-layers", nargs="+", default=(), metavar="LAYER", help="convolutions that --int8 keeps in float"
+    )
     p.add_argument("--validate-every", type=int, default=1000, metavar="STEPS")
     p.add_argument("--initial", type=Path, metavar="CHECKPOINT", help="weights a new run starts from")
     p.add_argument("--cache", type=Path, help="folder for decoded pixels (default: the run's)")
@@ -420,30 +465,39 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="CURVES.png")
     p.set_defaults(do=curves)
 
-    p = commands.add_parser("export", help="checkpoint to a float model with its manifest")
+    p = commands.add_parser("export", help="checkpoint to a model with its manifest, compared with torch")
     p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx or .tflite")
+    p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx, .xml or .tflite")
+    p.add_argument("--format", help="onnx, openvino or tflite (default: by --out)")
+    p.add_argument("--precision", default="fp32", help="fp32, fp16, or int8 of a quantized checkpoint")
     p.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of a .tflite model's input")
+    p.add_argument("--images", nargs="+", metavar="PATH", help="photographs to compare on (default: scikit-image's)")
     p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
     p.set_defaults(do=export)
 
-    p = commands.add_parser("quantize", help="edge checkpoint to an int8 model with its manifest")
+    p = commands.add_parser("quantize", help="edge checkpoint to a quantized one, to export with --precision int8")
     p.add_argument("--checkpoint", type=Path, required=True)
-    p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx or .tflite")
-    p.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of a .tflite model's input")
+    p.add_argument("--out", type=Path, required=True, metavar="INT8.pt")
     p.add_argument(
-        "--images", nargs="+", metavar="PATH", help="photographs to learn from, unless it was trained with --int8"
+        "--float-layers", nargs="+", default=[], metavar="LAYER", help="convolutions to keep in float, by name"
     )
-    p.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
-    p.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side at which they are shown")
-    p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
-    p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
+    add_picture_options(p)
     p.set_defaults(do=quantize)
 
+    p = commands.add_parser("sensitivity", help="what int8 costs in each layer of an edge checkpoint, on faces")
+    p.add_argument("--checkpoint", type=Path, required=True)
+    add_picture_options(p)
+    p.set_defaults(do=sensitivity)
+
     p = commands.add_parser("parity", help="compare what exported models, or engines, find in photographs")
-    p.add_argument("models", nargs="+", metavar="MODEL[@ENGINE]", help="the first is what the others are compared with")
+    p.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL[@ENGINE]",
+        help="the first, or its CHECKPOINT.pt, is what others are compared with",
+    )
     p.add_argument(
         "--images", nargs="+", required=True, metavar="PATH", help="files, folders (searched below) or globs"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -37,25 +38,31 @@ class PoseDetector:
         nms_iou: float | None = None,
         threads: int | None = None,
         intrinsics: Any = None,
+        engine_options: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
-            model: name of a bundled model, or path of a model with its manifest beside it.
-            engine: ``auto`` (by the model's file), ``onnxruntime``, ``openvino`` or ``tflite``.
+            model: name of a bundled model, or path of a model with its manifest beside it; default the bundled one
+                that suits machine and engine (:func:`img2pose_edge.manifest.default_model`).
+            engine: ``auto`` (by the model's file), ``onnxruntime`` (CUDA if it has that, else CPU),
+                ``onnxruntime:PROVIDER`` (cpu, cuda, tensorrt, xnnpack, coreml), ``openvino`` or ``tflite``.
             input_size: longest side, in pixels, at which the network sees the image (larger images are
                 shrunk, smaller ones keep their size); default the model's own.
             score_threshold: least score of a face, 0 to 1; default the model's own.
             nms_iou: overlap above which two faces are one, 0 to 1; default the model's own.
             threads: of the engine; default its own choice.
             intrinsics: (3, 3) camera matrix; default ``geometry.default_intrinsics`` of each image.
+            engine_options: settings of the engine as it knows them: options of ONNX Runtime's provider, properties of
+                OpenVINO, arguments of TFLite's interpreter.
 
         Raises:
             ValueError: naming the option that is wrong, or the model that does not fit its manifest.
             FileNotFoundError: if the model is missing.
             ImportError: if the engine is not installed (at the first picture).
         """
-        self.model: Model = find_model(model)
+        self.model: Model = find_model(model, engine)
         self.engine = engine
+        self.engine_options = engine_options
         self.threads = threads
         self.input_size = self._size(input_size)
         self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
@@ -65,7 +72,7 @@ class PoseDetector:
 
     @cached_property
     def _network(self) -> Engine:
-        return load_engine(self.engine, self.model, self.threads)
+        return load_engine(self.engine, self.model, self.threads, self.engine_options)
 
     def _size(self, value: int | None) -> int:
         if value is None:

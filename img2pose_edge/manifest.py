@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from img2pose_edge.processor import has_vnni
+
 MODELS = Path(__file__).with_name("models")
-DEFAULT_MODEL = "edge-n"
+FLOAT_MODEL, INT8_MODEL = "edge-n", "edge-n-int8"
+ENGINE_MODELS = {"openvino": "edge-n-int8-ov", "tflite": "edge-n-int8-640x480"}
+"""Of engines with a format of their own."""
 REQUIRED = ("name", "file", "sha256", "input", "strides", "outputs", "thresholds", "data", "licence", "metrics")
 
 
@@ -54,12 +58,6 @@ class Model:
         return [name for kind in self.manifest["outputs"].values() for name in kind]
 
     @property
-    def engines(self) -> list[str] | None:
-        """Engines that run the model safely, where not all that read its format do."""
-        found: list[str] | None = self.manifest.get("engines")
-        return found
-
-    @property
     def has_proposals(self) -> bool:
         """Whether the outputs are of proposals (the full model), not of cells (the edge models)."""
         return "boxes" in self.manifest["outputs"]
@@ -84,18 +82,36 @@ def bundled_models() -> list[str]:
     return sorted(path.stem for path in MODELS.glob("*.json"))
 
 
+def default_model(engine: str = "auto") -> str:
+    """Name of the bundled model for an engine on this machine.
+
+    Int8 where it was measured to be faster at equal accuracy (x86 with VNNI: docs/experiments.md); float on processors
+    that it was not measured on or is slower on, and on accelerators, which compute in float16.
+    """
+    name, _, provider = engine.partition(":")
+    if name in ENGINE_MODELS:
+        return ENGINE_MODELS[name]
+    return INT8_MODEL if has_vnni() and provider in ("", "cpu") else FLOAT_MODEL
+
+
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a model file, and of the weights beside it (``.bin``) where the file is OpenVINO's ``.xml``."""
+    weights = path.with_suffix(".bin").read_bytes() if path.suffix == ".xml" else b""
+    return hashlib.sha256(path.read_bytes() + weights).hexdigest()
 
 
-def find_model(model: str | Path | None = None) -> Model:
+def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     """A bundled model by name, or any model by path (its manifest beside it, same name, ``.json``).
+
+    Args:
+        model: default :func:`default_model` of the engine.
+        engine: that will run it.
 
     Raises:
         FileNotFoundError: if the model or its manifest is not there.
         ValueError: if the manifest is damaged, or not that of the file.
     """
-    name = DEFAULT_MODEL if model is None else str(model)
+    name = default_model(engine) if model is None else str(model)
     bundled = MODELS / f"{name}.json"
     is_name = Path(name).name == name and bundled.is_file()
     manifest_path = bundled if is_name else Path(name).with_suffix(".json")
@@ -115,12 +131,21 @@ def find_model(model: str | Path | None = None) -> Model:
     path = manifest_path.with_name(manifest["file"]) if is_name else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} named by {manifest_path} is missing")
+    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
+        raise FileNotFoundError(f"model {path} has no weights {path.with_suffix('.bin')} beside it")
     found = sha256(path)
     if found != manifest["sha256"]:
         raise ValueError(
             f"model {path} is not the one its manifest describes: its sha256 is {found}, expected {manifest['sha256']}"
         )
     return Model(path, manifest)
+
+
+def check_outputs(named: list[str], found: list[str]) -> None:
+    """Raise ``ValueError`` if a model lacks outputs that its manifest names."""
+    missing = [name for name in named if name not in found]
+    if missing:
+        raise ValueError(f"the manifest names outputs {', '.join(missing)}, which the model lacks: {', '.join(found)}")
 
 
 def write_manifest(manifest: dict[str, Any], path: Path) -> Path:

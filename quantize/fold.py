@@ -13,6 +13,9 @@ from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, EdgeNet,
 INPUT_ZERO = 128
 """Grey level that is zero to the quantized network."""
 
+OUTPUT_LAYERS = ("score", "pose")
+"""Stay float: 255 steps would round a rotation by a degree, and they cost nothing."""
+
 
 def fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A plain convolution (that with the fast gradient knows no bias) equal to the two in evaluation mode."""

@@ -1,73 +1,115 @@
 """One quantized graph of an edge network, from which every int8 format is written.
 
-Batch norms are folded, the network is exported, and its convolutions and additions are annotated as TFLite wants
-them: int8 weights with a scale for every output channel, int8 activations with one scale and zero point a tensor
-(Jacob et al., CVPR 2018). Score and pose maps are float.
+Batch norms are folded, the network is exported, and its convolutions and additions are annotated: int8 weights with a
+step for every output channel, int8 activations with one step a tensor (Jacob et al., CVPR 2018), of the kinds that
+every engine computes exactly with (:mod:`steps`). Score and pose maps are float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from img2pose_edge.quantize.fold import FoldedNet
+from img2pose_edge.quantize.equalize import equalize
+from img2pose_edge.quantize.fold import OUTPUT_LAYERS, FoldedNet
 from torch import nn
-from torch.fx import GraphModule
-from torch.utils._pytree import tree_leaves
+from torch.fx import GraphModule, Node
 
 from img2pose_edge.progress import track
 from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
 
 try:
-    from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-    from torchao.quantization.pt2e import allow_exported_model_train_eval
+    from img2pose_edge.quantize.steps import HIGHEST, LOWEST, ActivationStep, ChannelStep
+    from torchao.quantization.pt2e import FakeQuantize, allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-    from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec
+    from torchao.quantization.pt2e.quantizer import (
+        FixedQParamsQuantizationSpec,
+        QuantizationAnnotation,
+        QuantizationSpec,
+        Quantizer,
+        SharedQuantizationSpec,
+    )
 except ImportError as error:
-    raise ImportError('int8 and TFLite need torchao and litert-torch: pip install "img2pose-edge[quantize]"') from error
+    raise ImportError('int8 needs torchao and onnxscript: pip install "img2pose-edge[quantize]"') from error
 
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
+ADD, CONV, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.conv2d.default, torch.ops.aten.upsample_nearest2d.vec
+DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
+RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
 
 
-class EdgeQuantizer(PT2EQuantizer):
-    """TFLite's annotation, but for the input, whose step and zero point are those of pixels, and the outputs.
-
-    The last convolutions stay float: 255 steps would round a rotation by a degree, and they cost nothing.
-    """
-
-    def annotate(self, model: GraphModule) -> GraphModule:
-        model = super().annotate(model)
-        outputs = next(n for n in model.graph.nodes if n.op == "output").args[0]
-        for last in tree_leaves(outputs):
-            last.meta.pop("quantization_annotation", None)
-        stem = next(n for n in model.graph.nodes if n.target is torch.ops.aten.conv2d.default)
-        stem.meta["quantization_annotation"].input_qspec_map[stem.args[0]] = FixedQParamsQuantizationSpec(
-            torch.int8, 1 / PIXEL_STD, 0, -128, 127, torch.per_tensor_affine
-        )
-        return model
+def layer_name(convolution: Node) -> str:
+    """Of a convolution in the exported graph: its module's, as ``stages.2.1.body.0.0``."""
+    weight = convolution.args[1]
+    assert isinstance(weight, Node)
+    while weight.op != "get_attr":  # of a prepared graph it is rounded first
+        (weight,) = weight.all_input_nodes
+    return str(weight.target).removeprefix("network.").removesuffix(".weight")
 
 
-def quantizer(fine_tune: bool = False) -> EdgeQuantizer:
-    """The annotation of a network after training, or while it is fine-tuned."""
-    config = get_symmetric_quantization_config(is_per_channel=True, is_qat=fine_tune)
-    # Told to be for training, the annotator looks for batch norms, of which none are left.
-    return EdgeQuantizer().set_global(replace(config, is_qat=False))
-
-
-def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
-    """The network as a graph that watches the ranges of its activations.
+class EdgeQuantizer(Quantizer):
+    """Annotates an exported edge network.
 
     Args:
-        network: trained.
-        fine_tune: round weights and activations as int8 will, in a way that gradients pass (quantization-aware
-            training); ranges follow the pictures while it trains.
+        float_layers: convolutions to leave as they are, by name.
+    """
+
+    def __init__(self, float_layers: Collection[str] = ()) -> None:
+        super().__init__()
+
+        def watched(observer: type[ActivationStep] | type[ChannelStep], least: int, **scheme: Any) -> QuantizationSpec:
+            made = FakeQuantize.with_args(observer=observer)
+            return QuantizationSpec(torch.int8, made, quant_min=least, quant_max=HIGHEST, **scheme)
+
+        self.activation = watched(ActivationStep, LOWEST, qscheme=torch.per_tensor_affine)
+        self.weight = watched(ChannelStep, -HIGHEST, qscheme=torch.per_channel_symmetric, ch_axis=0)
+        # Pixels are their own quantized values (fold.WholeInput).
+        self.pixels = FixedQParamsQuantizationSpec(
+            torch.int8, 1 / PIXEL_STD, 0, LOWEST, HIGHEST, torch.per_tensor_affine
+        )
+        self.float_layers = {*OUTPUT_LAYERS, *float_layers}
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        convolutions = [n for n in model.graph.nodes if n.target is CONV]
+        unknown = self.float_layers - {layer_name(n) for n in convolutions}
+        if unknown:
+            raise ValueError(f"no layer {', '.join(sorted(unknown))} to keep in float")
+        for node in convolutions:
+            if layer_name(node) not in self.float_layers:
+                source, weight = node.args[:2]
+                given = self.pixels if node is convolutions[0] else self.activation
+                self._note(node, {source: given, weight: self.weight}, None)
+                (relu,) = node.users
+                assert relu.target in RELUS
+                self._note(relu, {}, self.activation)
+        for node in model.graph.nodes:
+            # All on one step: integers are added then, and nothing is rounded.
+            if node.target in (ADD, ENLARGE):
+                shared = SharedQuantizationSpec((node.args[0], node))
+                rest = {n: shared for n in node.args[1:] if isinstance(n, Node)}
+                self._note(node, {node.args[0]: self.activation, **rest}, shared)
+        return model
+
+    @staticmethod
+    def _note(node: Node, inputs: dict[Any, Any], output: Any) -> None:
+        node.meta["quantization_annotation"] = QuantizationAnnotation(inputs, output, _annotated=True)
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing of the graph is refused."""
+
+
+def prepare(network: FoldedNet, float_layers: Collection[str] = ()) -> GraphModule:
+    """The network as a graph that rounds weights and activations as int8 will, in a way that gradients pass.
+
+    Args:
+        network: trained, without batch norms.
+        float_layers: convolutions to leave as they are, by name (:func:`layer_name`).
 
     Returns:
         a graph that takes (B, H, W, 3) uint8 BGR, H and W multiples of 32 and at least 64, and returns maps as
@@ -75,7 +117,7 @@ def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
     """
     free = torch.export.Dim.AUTO
     exported = torch.export.export(
-        FoldedNet(network).eval(),
+        network.eval(),
         (torch.zeros(TRACED, dtype=torch.uint8),),
         dynamic_shapes={"image": {0: free, 1: free, 2: free}},
     )
@@ -83,54 +125,137 @@ def prepare(network: EdgeNet, fine_tune: bool = False) -> GraphModule:
     for node in [n for n in traced.graph.nodes if n.target is torch.ops.aten._assert_tensor_metadata.default]:
         traced.graph.erase_node(node)  # it insists on the device that the graph was traced on
     traced.recompile()
-    graph = prepare_pt2e(traced, quantizer(fine_tune))
+    graph = prepare_pt2e(traced, EdgeQuantizer(float_layers))
     return allow_exported_model_train_eval(graph)
 
 
-def hold_ranges(graph: nn.Module) -> None:
-    """Let a graph that fine-tunes keep the ranges it has: pictures no longer move them."""
-    for module in graph.modules():
-        if hasattr(module, "averaging_constant"):
-            module.averaging_constant = 0.0  # type: ignore[assignment]
-
-
 @torch.no_grad()
-def calibrate(graph: GraphModule, pictures: Iterable[np.ndarray]) -> GraphModule:
-    """Show a prepared graph pictures, (H, W, 3) uint8 BGR each, to learn the ranges of its activations from.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    shown = [graph(torch.from_numpy(picture[None])) is not None for picture in track(list(pictures), "calibrating")]
-    if not shown:
-        raise ValueError("calibration needs pictures, got none")
+def calibrate(graph: GraphModule, pictures: Sequence[np.ndarray]) -> GraphModule:
+    """Show a prepared graph pictures, (H, W, 3) uint8 BGR, to choose the steps of its activations by; hold them."""
+    for picture in track(pictures, "calibrating"):
+        graph(torch.from_numpy(picture[None]))
+    for module in graph.modules():
+        if isinstance(module, FakeQuantize) and isinstance(module.activation_post_process, ActivationStep):
+            module.disable_observer()  # the steps of weights go on to follow the weights
     return graph
 
 
-def quantize_checkpoint(
-    checkpoint: Path, pictures: Iterable[np.ndarray], fold: bool = True
-) -> tuple[dict[str, Any], EdgeNet, GraphModule]:
-    """The quantized graph of a checkpoint.
-
-    Args:
-        checkpoint: of an edge network; one that was fine-tuned for int8 has its ranges.
-        pictures: for :func:`calibrate`, of a checkpoint that was not.
-        fold: hold weights as int8, not as float with their rounding behind.
-
-    Returns:
-        the checkpoint, its network, and the graph.
+def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: Collection[str] = ()) -> GraphModule:
+    """The graph of a trained network with channels equalized and steps chosen (:func:`prepare`, :func:`calibrate`).
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing or not of an edge network, or there are no pictures.
+        ValueError: if there are no pictures.
+    """
+    if not pictures:
+        raise ValueError("calibration needs pictures, got none")
+    return calibrate(prepare(equalize(FoldedNet(network).eval(), pictures), float_layers), pictures)
+
+
+def convert(graph: GraphModule, fold: bool = True) -> GraphModule:
+    """A prepared graph that has seen pictures, as the quantized one.
+
+    Args:
+        fold: hold weights as int8, not as float with their rounding behind.
+    """
+    added = {node.name for node in graph.graph.nodes if node.target is CONV and is_added(node)}
+    for node in graph.graph.nodes:
+        if node.name in added:
+            even_weights(graph, node)
+    graph = convert_pt2e(graph, fold_quantize=fold)
+    for node in graph.graph.nodes:
+        if node.target is CONV and node.args[1].target is DEQUANTIZE_WEIGHT:
+            whole_bias(graph, node, odd=node.name in added)
+    return graph
+
+
+def is_added(convolution: Node) -> bool:
+    """Whether a quantized convolution's output is a term of an addition."""
+    if convolution.args[1].op == "get_attr":  # type: ignore[union-attr]
+        return False  # it stays float
+    (relu,) = convolution.users
+    return any(reader.target is ADD for rounded in relu.users for reader in rounded.users)
+
+
+@torch.no_grad()
+def even_weights(graph: GraphModule, convolution: Node) -> None:
+    """Weights of a prepared convolution in even numbers of steps.
+
+    With an odd bias (:func:`whole_bias`) all its sums are odd, and none lies in the middle of two output steps.
+    OpenVINO needs that: it adds before it rounds, which is the same but for such values.
+    """
+    rounding = convolution.args[1]
+    step = graph.get_submodule(rounding.target).calculate_qparams()[0]  # type: ignore[union-attr, operator, arg-type]
+    weight = get_attribute(graph, rounding.args[0])  # type: ignore[union-attr]
+    double = 2 * step[:, None, None, None]
+    weight.copy_((weight / double).round().clamp(-(HIGHEST // 2), HIGHEST // 2) * double)
+
+
+@torch.no_grad()
+def whole_bias(graph: GraphModule, convolution: Node, odd: bool) -> None:
+    """Bias of a quantized convolution in whole steps of its sums, as integer kernels hold it."""
+    source, weight, bias, *_ = convolution.args
+    step = source.args[1] * get_attribute(graph, weight.args[1])  # type: ignore[union-attr, operator]
+    values = get_attribute(graph, bias)
+    steps = values / step
+    values.copy_((2 * ((steps - 1) / 2).round() + 1 if odd else steps.round()) * step)
+
+
+def get_attribute(graph: GraphModule, node: Any) -> torch.Tensor:
+    """Parameter or buffer that a node of the graph stands for."""
+    module, _, name = node.target.rpartition(".")
+    found = getattr(graph.get_submodule(module), name)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def quantize_checkpoint(
+    checkpoint: Path, pictures: Iterable[np.ndarray], float_layers: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Quantize a trained edge network after its training.
+
+    Args:
+        checkpoint: of a training run, or a published one.
+        pictures: (H, W, 3) uint8 BGR, H and W multiples of 32: what the network will see, to choose steps by.
+        float_layers: as in :func:`prepare`.
+
+    Returns:
+        a checkpoint (weights, steps and where it comes from) that :func:`load_quantized` takes.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing, not of an edge network, quantized already, or there are no
+            pictures.
+    """
+    state, network = load_network(checkpoint)
+    graph = calibrated(edge_network(network, state, checkpoint), list(pictures), float_layers)
+    kept = {name: value for name, value in state.items() if name in ("network", "step", "data", "options")}
+    return {**kept, "weights": graph.state_dict(), "int8": True, "float_layers": list(float_layers)}
+
+
+def load_quantized(checkpoint: Path, fold: bool = True) -> tuple[dict[str, Any], EdgeNet, GraphModule]:
+    """The quantized graph of a checkpoint of ``quantize`` or ``train --int8``.
+
+    Args:
+        fold: as in :func:`convert`.
+
+    Returns:
+        the checkpoint, a network of its kind (with weights of its own), and the graph.
+
+    Raises:
+        FileNotFoundError, ValueError: if it is missing, or not quantized.
     """
     state = load_checkpoint(checkpoint)
-    network = build_network(state["network"])
+    if not state.get("int8"):
+        raise ValueError(f"{checkpoint} is not quantized: `img2pose-edge quantize` or `train --int8` comes first")
+    network = edge_network(build_network(state["network"]), state, checkpoint)
+    graph = prepare(FoldedNet(network), state.get("float_layers", ()))
+    graph.load_state_dict(state["weights"])
+    with torch.no_grad():
+        graph(torch.zeros(1, *TRACED[1:], dtype=torch.uint8))  # the steps of weights follow from them
+    return state, network, convert(graph, fold)
+
+
+def edge_network(network: nn.Module, state: dict[str, Any], checkpoint: Path) -> EdgeNet:
+    """The network itself, if it is one that can be quantized."""
     if not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks can be quantized, {checkpoint} holds a {state['network']}")
-    if state.get("int8"):
-        graph = prepare(network, fine_tune=True)
-        graph.load_state_dict(state["weights"])
-    else:
-        network.load_state_dict(state["weights"])
-        graph = calibrate(prepare(network), pictures)
-    return state, network, convert_pt2e(graph, fold_quantize=fold)
+    return network

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from img2pose_edge.export.onnx import export_onnx
+from img2pose_edge.export.model import ExportOptions, export_model
 from img2pose_edge.pose_references import load_reference
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -426,7 +426,7 @@ def test_detect_poses_runs_it(learnt: tuple[FullNet, Batch], exported: Path, eng
 def exported(learnt: tuple[FullNet, Batch], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     save_checkpoint({"network": "full-18", "weights": learnt[0].state_dict(), "step": 120}, folder / "full.pt")
-    export_onnx(folder / "full.pt", folder / "full.onnx", proposals=100)
+    export_model(folder / "full.pt", folder / "full.onnx", ExportOptions(proposals=100))
     return folder / "full.onnx"
 
 
@@ -434,7 +434,7 @@ def test_detect_poses_follows_an_official_checkpoint(tmp_path: Path, astronaut: 
     network = official_checkpoint(tmp_path)
     files = [tmp_path / f"{n}.npy" for n in ("mean", "std", "points")]
     convert_checkpoint(tmp_path / "img2pose.pth", tmp_path / "ours.pt", *files)
-    manifest_path = export_onnx(tmp_path / "ours.pt", tmp_path / "ours.onnx", proposals=50)
+    manifest_path = export_model(tmp_path / "ours.pt", tmp_path / "ours.onnx", ExportOptions(proposals=50))
     manifest = json.loads(manifest_path.read_text())
     assert (manifest["input"]["size"], manifest["input"]["shortest"]) == (1400, 800)
     assert "CC BY-NC" in manifest["licence"]

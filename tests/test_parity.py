@@ -16,10 +16,11 @@ from img2pose_edge.cli import main
 
 def test_engines_agree_on_the_float_model(astronaut: np.ndarray) -> None:
     images = [astronaut, astronaut[:, ::-1].copy(), np.zeros((64, 64, 3), np.uint8)]
-    found = compare(PoseDetector(engine="onnxruntime"), PoseDetector(engine="openvino"), images)
+    found = compare(PoseDetector("edge-n", engine="onnxruntime"), PoseDetector("edge-n", engine="openvino"), images)
     assert found.holds
     assert (found.faces, found.alone) == (2, 0)
     assert found.angle < 0.05
+    assert 0 < found.maps < 1e-3
 
 
 def test_what_differs_is_seen(astronaut: np.ndarray) -> None:

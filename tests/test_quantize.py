@@ -1,4 +1,4 @@
-"""Quantization: folding, the quantized graph, int8 ONNX in every engine, bad input."""
+"""Quantization: folding, equalizing, steps, the quantized graph; every format and precision, in every engine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,32 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from img2pose_edge.export.describe import edge_facts, output_names
-from img2pose_edge.export.int8 import export_int8, take_pixels, to_onnx, unsigned_activations
-from img2pose_edge.export.onnx import export_onnx
-from img2pose_edge.export.tflite import export_tflite
+from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
+from img2pose_edge.export.parity import check_artefact, compare, load_torch, torch_detector
+from img2pose_edge.export.quantized_onnx import (
+    quantized_onnx,
+    take_pixels,
+    to_onnx,
+    unsigned_activations,
+)
+from img2pose_edge.quantize.equalize import equalize, shared_channels
 from img2pose_edge.quantize.fold import FoldedNet
-from img2pose_edge.quantize.graph import calibrate, hold_ranges, prepare
+from img2pose_edge.quantize.graph import (
+    ADD,
+    CONV,
+    calibrated,
+    convert,
+    get_attribute,
+    load_quantized,
+    quantize_checkpoint,
+)
+from img2pose_edge.quantize.sensitivity import sensitivities
+from img2pose_edge.quantize.steps import ActivationStep, ChannelStep
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-from img2pose_edge import PoseDetector, geometry
+from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
+from img2pose_edge.manifest import sha256
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.loop import TrainOptions, train
@@ -49,7 +65,15 @@ def pictures(astronaut: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def graph(pictures: list[np.ndarray]) -> GraphModule:
-    return convert_pt2e(calibrate(prepare(trained()), pictures))
+    return convert(calibrated(trained(), pictures))
+
+
+@pytest.fixture(scope="module")
+def quantized(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that was quantized after training."""
+    path = tmp_path_factory.mktemp("quantized") / "n8.pt"
+    save_checkpoint(quantize_checkpoint(CHECKPOINT, pictures), path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -107,109 +131,225 @@ def test_unsigned_activations_change_no_value(signed: onnx.ModelProto, pictures:
         take_pixels(signed)
 
 
-def test_the_onnx_graph_is_the_quantized_graph(
-    graph: GraphModule, signed: onnx.ModelProto, pictures: list[np.ndarray]
-) -> None:
-    session = onnxruntime.InferenceSession(unsigned_activations(signed).SerializeToString())
+def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
+    steps = [n.args[1] for n in graph.graph.nodes if "quantize_per_tensor" in str(n.target)]
+    assert len(steps) > 50
+    assert all(float(np.log2(step)).is_integer() for step in steps)
+    weights = [buffer for name, buffer in graph.named_buffers() if name.startswith("_scale")]
+    assert len(weights) == 44, "all but the last convolutions"
+    odd = torch.cat([torch.frexp(step).mantissa for step in weights]) * 32
+    assert (odd == odd.round()).all()
+    assert (odd % 2 == 1).all()
+    added = [n for n in graph.graph.nodes if n.target is ADD]
+    assert len(added) == 9
+    for addition in added:
+        convolution = addition.args[0 if "upsample" in str(addition.args[1]) else 1].args[0].args[0].args[0]
+        source, weight, bias = convolution.args[:3]
+        assert (get_attribute(graph, weight.args[0]) % 2 == 0).all()
+        sums = get_attribute(graph, bias) / (source.args[1] * get_attribute(graph, weight.args[1]))
+        assert (sums % 2 == 1).all(), "no sum lies in the middle of two steps"
+
+
+def test_a_step_is_the_best_power_of_two() -> None:
+    step = ActivationStep()
+    step(torch.rand(4, 8, 16, 16) * 3.9)
+    assert step.calculate_qparams()[0].item() == 2.0**-6  # 256 steps up to 4
+    step = ActivationStep()
+    step(torch.cat([torch.rand(100_000) * 3.9, torch.tensor([40.0])]))
+    assert step.calculate_qparams()[0].item() == 2.0**-6, "one value far out is clipped"
+    with pytest.raises(ValueError, match="negative"):
+        step(torch.tensor([-1.0, 1.0]))
+    weights = ChannelStep()
+    weights(torch.tensor([[[[1.0]]], [[[-0.3]]], [[[0.0]]]]))
+    held = torch.tensor([1.0, 0.3, 0.0]) / weights.step
+    assert (held <= 127).all()
+    assert (held[:2] > 119).all()
+
+
+def test_the_onnx_graph_is_the_quantized_graph_exactly(graph: GraphModule, pictures: list[np.ndarray]) -> None:
+    model = quantized_onnx(graph, output_names(edge_facts())).SerializeToString()
+    levels = onnxruntime.GraphOptimizationLevel
+    sessions = []
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = level
+        sessions.append(onnxruntime.InferenceSession(model, options))
     for picture in (pictures[0], pictures[2]):
         with torch.no_grad():
             expected = graph(torch.from_numpy(picture[None]))
-        got = session.run(None, {"image": picture[None]})
-        for ours, theirs in zip(got, [*expected[0], *expected[1]], strict=True):
-            # A value between two steps goes either way by an engine's last bit, which the layers behind carry on.
-            assert np.abs(ours - theirs.numpy()).mean() < 0.15
-            assert np.corrcoef(ours.ravel(), theirs.numpy().ravel())[0, 1] > 0.99
+        for session in sessions:
+            got = session.run(None, {"image": picture[None]})
+            for ours, theirs in zip(got, [*expected[0], *expected[1]], strict=True):
+                np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4)
+
+
+def test_equalizing_changes_nothing_but_ranges(pictures: list[np.ndarray]) -> None:
+    before, after = FoldedNet(trained()).eval(), equalize(FoldedNet(trained()).eval(), pictures)
+    image = torch.from_numpy(pictures[0][None])
+    with torch.no_grad():
+        for ours, theirs in zip(*([m for kind in f(image) for m in kind] for f in (before, after)), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+        ranges = [f.network.stem(f.input(image)).amax((0, 2, 3)) for f in (before, after)]
+    spread = [float(r.max() / r.median()) for r in ranges]
+    assert spread[1] < 0.5 * spread[0]
+    convolutions = {m for m in after.modules() if isinstance(m, torch.nn.Conv2d)}
+    tensors = shared_channels(after)
+    assert {m for t in tensors for m in t.writers} == convolutions - {after.network.score, after.network.pose}
+    assert len({m for t in tensors for m in t.readers}) == sum(len(t.readers) for t in tensors), "each is read once"
 
 
 @pytest.fixture(scope="module")
-def exported(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("int8") / "n8.onnx"
-    export_int8(CHECKPOINT, out, pictures)
-    return out
+def artefacts(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """One checkpoint in every format and precision."""
+    folder, made = tmp_path_factory.mktemp("artefacts"), {}
+    for format, suffix in FORMATS.items():
+        for precision in ("fp32", "fp16", "int8"):
+            out = folder / f"{format}-{precision}{suffix}"
+            options = ExportOptions(format, precision, size=(512, 512))
+            export_model(quantized if precision == "int8" else CHECKPOINT, out, options)
+            made[format, precision] = out
+    return made
 
 
-@pytest.fixture(scope="module")
-def lite(pictures: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("lite") / "n8.tflite"
-    export_tflite(CHECKPOINT, out, (512, 512), pictures, int8=True)
-    return out
-
-
-@pytest.mark.parametrize(
-    ("engine", "model"), [("onnxruntime", "exported"), ("onnxruntime", "edge-n-int8"), ("tflite", "lite")]
-)
-def test_an_int8_model_finds_what_the_float_model_finds(
-    request: pytest.FixtureRequest, astronaut: np.ndarray, engine: str, model: str
+def test_every_format_and_precision_finds_the_same_faces(
+    artefacts: dict[tuple[str, str], Path], quantized: Path, astronaut: np.ndarray
 ) -> None:
-    detector = PoseDetector(model if model == "edge-n-int8" else request.getfixturevalue(model), engine=engine)
-    assert detector.model.manifest["precision"] == "int8"
-    for image in (astronaut, astronaut[:, ::-1], astronaut[20:330, 60:470]):
-        (ours,), (theirs,) = detector(image), PoseDetector()(image)
-        assert abs(ours.score - theirs.score) < 0.06
-        np.testing.assert_allclose(ours.box, theirs.box, atol=4)
-        turned = geometry.geodesic_distance(ours.local_rotation[None], theirs.local_rotation[None])
-        assert np.degrees(turned[0]) < 5
+    images = [astronaut, np.ascontiguousarray(astronaut[:, ::-1]), np.ascontiguousarray(astronaut[20:330, 60:470])]
+    networks = {"int8": load_torch(quantized), "fp32": load_torch(CHECKPOINT)}
+    for (format, precision), path in artefacts.items():
+        network = networks.get(precision, networks["fp32"])
+        for engine, parity in check_artefact(network, path, images).items():
+            assert (parity.faces, parity.alone) == (3, 0), (format, precision, engine)
+            assert parity.maps < {"int8": 1e-4, "fp32": 1e-3, "fp16": 0.1}[precision], (format, precision, engine)
+        manifest = json.loads(path.with_suffix(".json").read_text())
+        assert (manifest["format"], manifest["precision"]) == (format, precision)
+        assert manifest["sha256"] == sha256(path)
+    sizes = {key: path.stat().st_size for key, path in artefacts.items()}
+    assert sizes["onnx", "int8"] < sizes["onnx", "fp16"] < 0.6 * sizes["onnx", "fp32"]
+    assert sizes["tflite", "fp16"] < 0.6 * sizes["tflite", "fp32"]
+    assert {p.suffix for p in path.parent.iterdir()} == {".onnx", ".xml", ".bin", ".tflite", ".json"}
 
 
-def test_openvino_is_kept_from_int8(astronaut: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"engine 'openvino' does not run edge-n-int8\.onnx: onnxruntime does"):
-        PoseDetector("edge-n-int8", engine="openvino")(astronaut)
+def test_int8_is_near_the_float_model(artefacts: dict[tuple[str, str], Path], astronaut: np.ndarray) -> None:
+    images = [astronaut, np.ascontiguousarray(astronaut[:, ::-1])]
+    found = compare(PoseDetector("edge-n"), PoseDetector(artefacts["onnx", "int8"]), images)
+    assert (found.faces, found.alone) == (2, 0)
+    assert found.score < 0.06
+    assert found.box < 4
+    assert found.angle < 4
 
 
-def test_tflite_is_int8_inside(lite: Path) -> None:
-    interpreter = Interpreter(str(lite))
+def test_a_model_that_finds_something_else_is_not_written(
+    quantized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import img2pose_edge.export.model as module
+
+    def unlike(graph: GraphModule, names: list[str]) -> onnx.ModelProto:
+        model = quantized_onnx(graph, names)
+        (bias,) = (t for t in model.graph.initializer if t.name.endswith("pose.bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
+        return model
+
+    monkeypatch.setattr("img2pose_edge.export.quantized_onnx.quantized_onnx", unlike)
+    arguments = ["export", "--checkpoint", str(quantized), "--precision", "int8", "--out", str(tmp_path / "a.onnx")]
+    assert main(arguments) == 1
+    assert "onnxruntime finds something else in a.onnx than torch" in capsys.readouterr().err
+    monkeypatch.setattr(module.float_onnx, "write_onnx", lambda n, out, names: out.write_bytes(b"no model"))
+    with pytest.raises(ValueError, match=r"onnxruntime cannot run a\.onnx"):
+        export_model(CHECKPOINT, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_stay_float_on_demand(pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray) -> None:
+    kept = ["laterals.0.0", "pose_tower.depthwise.2"]
+    save_checkpoint(quantize_checkpoint(CHECKPOINT, pictures, kept), tmp_path / "mixed.pt")
+    export_model(tmp_path / "mixed.pt", tmp_path / "mixed.onnx", ExportOptions(precision="int8"))
+    model = onnx.load(tmp_path / "mixed.onnx")
+    constants = {t.name: t.data_type for t in model.graph.initializer}
+    floats = [
+        n for n in model.graph.node if n.op_type == "Conv" and constants.get(n.input[1]) == onnx.TensorProto.FLOAT
+    ]
+    assert len(floats) == len(kept) + 6  # the last convolutions at three strides
+    with pytest.raises(ValueError, match=r"no layer stem\.7 to keep in float"):
+        quantize_checkpoint(CHECKPOINT, pictures, ["stem.7"])
+
+
+def test_sensitivity_names_the_layers(
+    pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = sensitivities(CHECKPOINT, pictures)
+    assert len(found) == 44
+    assert [s.angle for s in found] == sorted((s.angle for s in found), reverse=True)
+    towers = {s.layer: s for s in found if s.layer.startswith(("score_tower", "pose_tower"))}
+    assert towers["score_tower.depthwise.0"].angle < 1e-3 < towers["pose_tower.depthwise.1"].angle
+    with pytest.raises(ValueError, match="show no face"):
+        sensitivities(CHECKPOINT, [np.full((64, 64, 3), 90, np.uint8)])
+    cv2.imwrite(str(tmp_path / "a.png"), astronaut)
+    arguments = ["sensitivity", "--checkpoint", str(CHECKPOINT), "--images", str(tmp_path), "--count", "1"]
+    assert main(arguments) == 0
+    assert f"{found[0].layer:24}"[:12] in capsys.readouterr().out
+
+
+def test_tflite_is_int8_inside(artefacts: dict[tuple[str, str], Path]) -> None:
+    path = artefacts["tflite", "int8"]
+    interpreter = Interpreter(str(path))
     interpreter.allocate_tensors()
     (given,) = interpreter.get_input_details()
     assert given["dtype"] == np.uint8
     assert given["shape"].tolist() == [1, 512, 512, 3]
     kinds = [d["dtype"] for d in interpreter.get_tensor_details() if len(d["shape"]) == 4]
     assert sum(k == np.int8 for k in kinds) > 2 * sum(k == np.float32 for k in kinds), "float: pixels in, maps out"
-    assert lite.stat().st_size < 1e6
+    assert path.stat().st_size < 1e6
 
 
-def test_float_tflite_gives_the_maps_of_the_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
-    export_tflite(CHECKPOINT, tmp_path / "n.tflite", (320, 416))
+def test_a_tflite_model_has_one_size(tmp_path: Path, astronaut: np.ndarray) -> None:
+    export_model(CHECKPOINT, tmp_path / "n.tflite", ExportOptions("tflite", size=(320, 416)))
     detector = PoseDetector(tmp_path / "n.tflite", threads=1)
-    image = astronaut[20:330, 60:470]
-    pixels, scale = letterbox(image, 640, 32, fixed=(320, 416))
+    pixels, scale = letterbox(astronaut[20:330, 60:470], 640, 32, fixed=(320, 416))
     assert pixels.shape == (320, 416, 3)
     np.testing.assert_allclose(scale, 1, atol=0.01)
-    with torch.no_grad():
-        expected = FoldedNet(trained()).eval()(torch.from_numpy(pixels[None]))
-    for ours, theirs in zip(detector._network.run(pixels[None]), [*expected[0], *expected[1]], strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-3)
-    (ours,), (theirs,) = detector(astronaut), PoseDetector()(astronaut)  # shrunk to fit
+    (ours,), (theirs,) = detector(astronaut), PoseDetector("edge-n")(astronaut)  # shrunk to fit
     np.testing.assert_allclose(ours.box, theirs.box, atol=6)
     with pytest.raises(ValueError, match=r"engine 'onnxruntime' does not run n\.tflite: tflite does"):
         PoseDetector(tmp_path / "n.tflite", engine="onnxruntime")(astronaut)
 
 
-def test_what_cannot_be_quantized_is_named(
-    tmp_path: Path, pictures: list[np.ndarray], capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_quantized_or_exported_is_named(
+    tmp_path: Path, quantized: Path, pictures: list[np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_checkpoint({"network": "full-18", "weights": {}}, tmp_path / "full.pt")
+    full = build_network("full-18")
+    save_checkpoint({"network": "full-18", "weights": full.state_dict()}, tmp_path / "full.pt")
     with pytest.raises(ValueError, match=r"only edge networks can be quantized.*full-18"):
-        export_int8(tmp_path / "full.pt", tmp_path / "a.onnx", pictures)
+        quantize_checkpoint(tmp_path / "full.pt", pictures)
+    with pytest.raises(ValueError, match=r"only edge networks run in TFLite.*full-18"):
+        export_model(tmp_path / "full.pt", tmp_path / "a.tflite", ExportOptions("tflite"))
     with pytest.raises(ValueError, match=r"must end in \.onnx"):
-        export_int8(CHECKPOINT, tmp_path / "a.tflite", pictures)
+        export_model(CHECKPOINT, tmp_path / "a.tflite")
     with pytest.raises(ValueError, match=r"must end in \.tflite"):
-        export_tflite(CHECKPOINT, tmp_path / "a.onnx")
+        export_model(CHECKPOINT, tmp_path / "a.onnx", ExportOptions("tflite"))
     with pytest.raises(ValueError, match=r"multiples of 32 and at least 64, got \(480, 100\)"):
-        export_tflite(CHECKPOINT, tmp_path / "a.tflite", (480, 100))
-    with pytest.raises(ValueError, match=r"full\.pt does not hold the weights of full-18"):
-        export_tflite(tmp_path / "full.pt", tmp_path / "a.tflite")
+        export_model(CHECKPOINT, tmp_path / "a.tflite", ExportOptions("tflite", size=(480, 100)))
     with pytest.raises(ValueError, match="calibration needs pictures, got none"):
-        export_int8(CHECKPOINT, tmp_path / "a.onnx", [])
-    arguments = ["quantize", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.onnx")]
+        quantize_checkpoint(CHECKPOINT, [])
+    with pytest.raises(ValueError, match="is quantized: it can only be exported, with --precision int8"):
+        quantize_checkpoint(quantized, pictures)
+    with pytest.raises(ValueError, match=r"edge-n\.pt is not quantized"):
+        export_model(CHECKPOINT, tmp_path / "a.onnx", ExportOptions(precision="int8"))
+    arguments = ["quantize", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.pt")]
     assert main([*arguments, "--images", str(tmp_path)]) == 1
     assert "no image" in capsys.readouterr().err
-    assert main([*arguments, "--count", "0"]) == 1
+    assert main([*arguments, "--images", str(tmp_path), "--count", "0"]) == 1
     assert "count must be at least 1" in capsys.readouterr().err
+    arguments = ["export", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.onnx")]
+    assert main([*arguments, "--format", "coreml"]) == 1
+    assert "format must be one of onnx, openvino, tflite, got 'coreml'" in capsys.readouterr().err
+    assert main([*arguments, "--precision", "int4"]) == 1
+    assert "precision must be one of fp32, fp16, int8, got 'int4'" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full.pt"]
 
 
 def test_a_disk_that_fills_leaves_nothing_half_written(
-    tmp_path: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quantized: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(model: onnx.ModelProto, path: Path) -> None:
         Path(path).write_bytes(model.SerializeToString()[:1000])
@@ -217,18 +357,17 @@ def test_a_disk_that_fills_leaves_nothing_half_written(
 
     monkeypatch.setattr(onnx, "save", full)
     with pytest.raises(OSError, match="no space"):
-        export_int8(CHECKPOINT, tmp_path / "a.onnx", pictures[:1])
+        export_model(quantized, tmp_path / "a.onnx", ExportOptions(precision="int8"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_manifest_of_another_model_is_not_overwritten(tmp_path: Path, pictures: list[np.ndarray]) -> None:
+def test_a_manifest_of_another_model_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"file": "a.onnx"}))
     with pytest.raises(ValueError, match=r"would overwrite .*a\.json, which describes a\.onnx"):
-        export_tflite(CHECKPOINT, tmp_path / "a.tflite")
+        export_model(CHECKPOINT, tmp_path / "a.tflite", ExportOptions("tflite"))
     (tmp_path / "a.json").write_text("[]")
-    for export in (export_onnx, lambda c, o: export_int8(c, o, pictures)):
-        with pytest.raises(ValueError, match="which describes something else"):
-            export(CHECKPOINT, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="which describes something else"):
+        export_model(CHECKPOINT, tmp_path / "a.onnx")
 
 
 def test_fine_tuning_for_int8(tiny_data: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -247,42 +386,42 @@ def test_fine_tuning_for_int8(tiny_data: Path, tmp_path: Path, astronaut: np.nda
     more = load_checkpoint(train(data, tmp_path / "cut", options, workers=0))
     assert more["step"] == 3, "its state fits a graph made anew"
 
-    export_int8(last, tmp_path / "n8.onnx", ())
-    (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector()(astronaut)
+    export_model(last, tmp_path / "n8.onnx", ExportOptions(precision="int8"))
+    (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector("edge-n")(astronaut)
     np.testing.assert_allclose(ours.box, theirs.box, atol=6)
     with pytest.raises(ValueError, match="holds edge-n in int8, not edge-n"):
         train(data, tmp_path / "other", options, initial=last, workers=0)
     with pytest.raises(ValueError, match="needs a trained network to begin with"):
         train(data, tmp_path / "other", options, workers=0)
-    with pytest.raises(ValueError, match="was fine-tuned for int8: it can only be quantized"):
-        export_onnx(last, tmp_path / "float.onnx")
+    with pytest.raises(ValueError, match="is quantized: it can only be exported, with --precision int8"):
+        export_model(last, tmp_path / "float.onnx")
 
 
 def test_a_graph_that_learns_rounds_as_int8(pictures: list[np.ndarray]) -> None:
-    """Gradients reach all of its weights; held, its ranges stay whatever it sees."""
-    watching = prepare(trained(), fine_tune=True)
-    scores, poses = watching(torch.from_numpy(pictures[3][None]))
+    """Gradients reach all of its weights; activations keep their steps whatever it sees."""
+    graph = calibrated(trained(), pictures)
+    scores, poses = graph(torch.from_numpy(pictures[3][None]))
     (sum(s.sum() for s in scores) + sum(p.sum() for p in poses)).backward()
-    assert [n for n, p in watching.named_parameters() if p.grad is None] == []
+    assert [n for n, p in graph.named_parameters() if p.grad is None] == []
     with torch.no_grad():
         float_scores, _ = trained()(torch.from_numpy(pictures[3][None]))
         assert all(0 < (a - b).abs().mean() < 1.0 for a, b in zip(scores, float_scores, strict=True))
-
-        def ranges() -> dict[str, torch.Tensor]:
-            kept = watching.state_dict().items()
-            return {name: value.clone() for name, value in kept if name.endswith(("min_val", "max_val", "scale"))}
-
-        before = ranges()
-        watching(torch.from_numpy(255 - pictures[0][None]))
-        moved = ranges()
-        assert any(not torch.equal(before[name], moved[name]) for name in before), "they follow the pictures"
-        hold_ranges(watching)
-        watching(torch.from_numpy(pictures[2][None]))
-        for name, value in ranges().items():
-            torch.testing.assert_close(value, moved[name], msg=name)
+        before = {name: value.clone() for name, value in graph.state_dict().items()}
+        graph(torch.from_numpy(255 - pictures[0][None]))
+        for name, value in graph.state_dict().items():
+            torch.testing.assert_close(value, before[name], msg=name)
+        convolution = next(n for n in graph.graph.nodes if n.target is CONV)
+        weight = graph.get_parameter(str(convolution.args[1].args[0].target))
+        weight *= 4
+        graph(torch.from_numpy(pictures[0][None]))
+        rounding = graph.get_submodule(str(convolution.args[1].target))
+        torch.testing.assert_close(rounding.scale, 4 * before[f"{convolution.args[1].target}.scale"])
 
 
-def test_the_bundled_int8_model_is_the_committed_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
-    export_int8(CHECKPOINT.with_name("edge-n-int8.pt"), tmp_path / "n8.onnx", ())
-    (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector("edge-n-int8")(astronaut)
-    np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
+@pytest.mark.parametrize("model", ["edge-n-int8", "edge-n-int8-ov", "edge-n-int8-640x480"])
+def test_bundled_int8_models_are_the_committed_checkpoint(model: str, astronaut: np.ndarray) -> None:
+    graph = load_quantized(CHECKPOINT.with_name("edge-n-int8.pt"))[2]
+    detector = PoseDetector(model)
+    found = compare(torch_detector(graph, detector.model.path), detector, [astronaut])
+    assert (found.faces, found.alone) == (1, 0)
+    assert found.maps < 1e-4

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from img2pose_edge.export.onnx import export_onnx
+from img2pose_edge.export.model import export_model
 from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
@@ -339,8 +339,8 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
     checkpoint = tmp_path / "a.pt"
     save_checkpoint({"network": "edge-n", "weights": network.state_dict(), "step": 1}, checkpoint)
     with pytest.raises(ValueError, match=r"\.onnx"):
-        export_onnx(checkpoint, tmp_path / "a.tflite")
-    export_onnx(checkpoint, tmp_path / "a.onnx")
+        export_model(checkpoint, tmp_path / "a.tflite")
+    export_model(checkpoint, tmp_path / "a.onnx")
     detector = PoseDetector(tmp_path / "a.onnx", threads=1)
     for image in (astronaut, astronaut[:200, :333]):
         pixels, _ = letterbox(image, 640, 32)
@@ -356,7 +356,7 @@ def test_the_bundled_model_is_the_committed_checkpoint(astronaut: np.ndarray) ->
     network = build_network(state["network"])
     network.load_state_dict(state["weights"])
     theirs = detect_with(network.eval(), astronaut, torch.device("cpu"))[0]
-    ours = PoseDetector()(astronaut)[0]
+    ours = PoseDetector("edge-n")(astronaut)[0]
     np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
 
 

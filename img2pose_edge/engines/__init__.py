@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Protocol
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,34 +16,44 @@ ENGINES = {
     "openvino": "img2pose_edge.engines.ov",
     "tflite": "img2pose_edge.engines.tflite",
 }
+PACKAGES = {"onnxruntime": ["onnxruntime"], "openvino": ["openvino"], "tflite": ["ai_edge_litert", "tflite_runtime"]}
 INSTALL = {
     "onnxruntime": "pip install onnxruntime",
     "openvino": 'pip install "img2pose-edge[openvino]"',
     "tflite": 'pip install "img2pose-edge[tflite]"',
 }
-READERS = {".onnx": ("onnxruntime", "openvino"), ".tflite": ("tflite",)}
+READERS = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".tflite": ("tflite",)}
 """Engines that read a kind of file, the default one first."""
 
 
 class Engine(Protocol):
     """A loaded network."""
 
-    def __init__(self, model: Model, threads: int | None) -> None: ...
-
     def run(self, image: np.ndarray) -> list[np.ndarray]:
         """(1, H, W, 3) uint8 to the model's outputs, in the order of ``Model.output_names``."""
 
 
-def load_engine(name: str, model: Model, threads: int | None) -> Engine:
+def installed(engine: str) -> bool:
+    return any(find_spec(package) for package in PACKAGES[engine])
+
+
+def load_engine(name: str, model: Model, threads: int | None, options: Mapping[str, Any] | None = None) -> Engine:
     """Load a model into an engine.
 
+    Args:
+        name: ``auto``, or one of :data:`ENGINES`; ``onnxruntime:PROVIDER`` for a certain one of ONNX Runtime's
+            execution providers (``engines/ort.py``).
+        model: what to load.
+        threads: of the engine, default its own choice.
+        options: settings of the engine, as they are.
+
     Raises:
-        ValueError: if the engine is unknown or does not run such a model, or ``threads`` is not positive.
+        ValueError: if the engine is unknown, does not run such a model, or refuses it or its options.
         ImportError: if the engine is not installed, saying what to install.
     """
-    readers = [e for e in READERS.get(model.path.suffix, ()) if model.engines is None or e in model.engines]
-    chosen = readers[0] if name == "auto" and readers else name
-    if chosen not in ("auto", *ENGINES):
+    readers = READERS.get(model.path.suffix, ())
+    chosen, _, provider = (readers[0] if name == "auto" and readers else name).partition(":")
+    if chosen not in ("auto", *ENGINES) or (provider and chosen != "onnxruntime"):
         raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
     if chosen not in readers:
         raise ValueError(f"engine {name!r} does not run {model.path.name}: {', '.join(readers) or 'none'} does")
@@ -51,5 +63,5 @@ def load_engine(name: str, model: Model, threads: int | None) -> Engine:
         module = import_module(ENGINES[chosen])
     except ImportError as error:
         raise ImportError(f"engine {chosen!r} is not installed: {INSTALL[chosen]}") from error
-    engine: Engine = module.load(model, threads)
+    engine: Engine = module.load(model, threads, provider, dict(options or {}))
     return engine

@@ -40,7 +40,7 @@ class TrainOptions:
     ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9. ``proposals``: of each picture, that the full
     model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
     a checkpoint from whose outputs an edge network learns besides the labels. ``int8``: fine-tune an edge
-    network, given as initial weights, as it will be quantized.
+    network, given as initial weights, as it will be quantized, but for ``float_layers``.
     """
 
     network: str = "edge-n"
@@ -59,6 +59,7 @@ class TrainOptions:
     proposals: int = 512
     teacher: str = ""
     int8: bool = False
+    float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -113,25 +114,21 @@ def build_objective(network: nn.Module, options: TrainOptions, device: torch.dev
     return FullObjective(network, options.proposals)
 
 
-RANGE_PICTURES = 16
-"""Pictures that a network to be quantized is shown before it trains: ranges must be known from the first step."""
+SHOWN_PICTURES = 64
+"""Pictures that a network to be quantized is shown before it trains, to choose the steps of its activations by."""
 
 
 def quantizable(network: nn.Module, options: TrainOptions, pictures: list[np.ndarray]) -> nn.Module:
-    """The network as a graph that rounds as int8 will, with ranges from (S, S, 3) uint8 BGR pictures.
+    """The network as a graph that rounds as int8 will, with steps from (S, S, 3) uint8 BGR pictures.
 
     Raises:
         ValueError: if it is no edge network.
     """
-    from img2pose_edge.quantize.graph import prepare
+    from img2pose_edge.quantize.graph import calibrated
 
     if not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks are quantized, not a {options.network}")
-    graph = prepare(network, fine_tune=True)
-    with torch.no_grad():
-        for picture in pictures:
-            graph(torch.from_numpy(picture[None]))
-    return graph
+    return calibrated(network, pictures, options.float_layers)
 
 
 def limit_worker_threads(_: int) -> None:
@@ -239,7 +236,7 @@ def train(
     if options.int8:
         if not initial and not (run / "last.pt").exists():
             raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
-        network = quantizable(network, options, [composer[i].image for i in range(RANGE_PICTURES)])
+        network = quantizable(network, options, [composer[i].image for i in range(SHOWN_PICTURES)])
     objective = build_objective(network, options, where)
     if not initial and not (run / "last.pt").exists():
         objective.prepare([records[i] for i in training])
@@ -256,6 +253,7 @@ def train(
     if last.exists():
         state = load_checkpoint(last)
         before = asdict(TrainOptions()) | state["options"]  # options newer than the run had their defaults
+        before["float_layers"] = tuple(before["float_layers"])
         other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
         if other:
             changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())
@@ -275,7 +273,7 @@ def train(
 
     def weights(step: int) -> dict[str, Any]:
         kept = {"network": options.network, "weights": average, "step": step, "data": provenance}
-        return {**kept, "int8": True} if options.int8 else kept
+        return {**kept, "int8": True, "float_layers": list(options.float_layers)} if options.int8 else kept
 
     def snapshot(step: int) -> dict[str, Any]:
         return {
@@ -335,10 +333,6 @@ def train(
             if rank == 0 and log:
                 judge = copy.deepcopy(network)
                 judge.load_state_dict(average)
-                if options.int8:
-                    from img2pose_edge.quantize.graph import hold_ranges
-
-                    hold_ranges(judge)
                 found = validate(judge.eval(), records, held_out, pixels, where)
                 log.write(step=done, **found)
                 merit += found["ap"] - found["mae"] / 100

@@ -36,11 +36,11 @@ def load_network(checkpoint: Path) -> tuple[dict[str, Any], nn.Module]:
     """A checkpoint of ours and the network it holds, in evaluation mode.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing, not ours, of other weights, or fine-tuned for int8.
+        FileNotFoundError, ValueError: if it is missing, not ours, of other weights, or quantized.
     """
     state = load_checkpoint(checkpoint)
     if state.get("int8"):
-        raise ValueError(f"{checkpoint} was fine-tuned for int8: it can only be quantized ('img2pose-edge quantize')")
+        raise ValueError(f"{checkpoint} is quantized: it can only be exported, with --precision int8")
     network = build_network(state["network"])
     try:
         network.load_state_dict(state["weights"])

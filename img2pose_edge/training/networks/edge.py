@@ -31,7 +31,7 @@ class EdgeConfig:
 
 CONFIGS = {
     "edge-n": EdgeConfig(16, (32, 64, 128, 192), (0, 1, 3, 3), 64),
-    "edge-s": EdgeConfig(24, (48, 96, 192, 256), (1, 2, 4, 3), 96),
+    "edge-s": EdgeConfig(16, (48, 96, 192, 256), (0, 2, 4, 3), 96),
 }
 
 

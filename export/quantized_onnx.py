@@ -1,82 +1,53 @@
-"""Checkpoint to int8 ONNX with its manifest."""
+"""A quantized graph as ONNX, in the form that integer kernels are fast with."""
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from img2pose_edge.export.describe import check_manifest, describe, edge_facts, output_names
 from img2pose_edge.quantize.fold import INPUT_ZERO
-from img2pose_edge.quantize.graph import quantize_checkpoint
 from onnx import numpy_helper
 from torch.fx import GraphModule
 
 from img2pose_edge.training.networks.edge import PIXEL_STD
 
 OPSET = 18
-ENGINES = ["onnxruntime"]
-"""OpenVINO 2026.4.1 gives the same faces, but now and then writes beyond its buffers with such a graph (glibc's
-``MALLOC_CHECK_=3`` reports it), and the process dies much later."""
 
 
-def export_int8(
-    checkpoint: Path,
-    out: Path,
-    pictures: Iterable[np.ndarray],
-    score_threshold: float = 0.5,
-    nms_iou: float = 0.5,
-    data: str = "",
-    licence: str = "",
-) -> Path:
-    """Quantize an edge network and write ``out`` (.onnx) and the manifest beside it (.json).
+def quantized_onnx(graph: GraphModule, names: list[str]) -> onnx.ModelProto:
+    """A quantized graph with outputs of these names: int8 weights, uint8 activations, pixels as they come."""
+    model = unsigned_activations(to_onnx(graph, names))
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    quantized = {o for node in model.graph.node if node.op_type == "DequantizeLinear" for o in node.output}
+    if first.input[0] in quantized:  # the first convolution was not left in float
+        model = take_pixels(model)
+    own_constants(model.graph)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # where in the source each came from: a third of the file
+    return model
 
-    Args:
-        checkpoint: of a training run, or a published one; one that was fine-tuned for int8 has its ranges already.
-        out: path ending in ``.onnx``.
-        pictures: (H, W, 3) uint8 BGR, H and W multiples of 32: what the network will see, to learn the ranges of its
-            activations from.
-        score_threshold, nms_iou: written to the manifest as the runtime's defaults.
-        data, licence: what the manifest says of the training data and of the weights' licence; default what the
-            checkpoint knows of them.
 
-    Returns:
-        path of the manifest.
+def own_constants(graph: onnx.GraphProto) -> None:
+    """Give every quantized weight a step and zero points of its own.
 
-    Raises:
-        FileNotFoundError, ValueError: if the checkpoint is missing or not of an edge network, there are no pictures, or
-            ``out`` is no .onnx path.
+    ONNX Runtime makes weights unsigned on x86 without VNNI (engines/ort.py), each with a new zero point; where two
+    share one, it fails to load the graph.
     """
-    if out.suffix != ".onnx":
-        raise ValueError(f"the output must end in .onnx, got {out}")
-    check_manifest(out)
-    state, network, graph = quantize_checkpoint(checkpoint, pictures)
-    facts = edge_facts()
-    model = take_pixels(unsigned_activations(to_onnx(graph, output_names(facts))))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        onnx.save(model, partial)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
-    thresholds = {"score": score_threshold, "nms_iou": nms_iou}
-    return describe(
-        state,
-        network,
-        out,
-        facts,
-        precision="int8",
-        opset=OPSET,
-        engines=ENGINES,
-        thresholds=thresholds,
-        data=data,
-        licence=licence,
-    )
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+            continue
+        for place in (1, 2):
+            name = node.input[place]
+            if name in taken:
+                copied = onnx.TensorProto.FromString(constants[name].SerializeToString())
+                copied.name = f"{name}_of_{node.input[0]}"
+                graph.initializer.append(copied)
+                node.input[place] = copied.name
+            taken.add(name)
 
 
 def to_onnx(graph: GraphModule, names: list[str]) -> onnx.ModelProto:

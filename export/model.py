@@ -1,0 +1,131 @@
+"""Checkpoint to a model that the runtime loads, in any format and precision, with its manifest."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from img2pose_edge.export import onnx as float_onnx
+from img2pose_edge.export.describe import check_manifest, describe, edge_facts, full_facts, output_names
+from img2pose_edge.export.openvino import write_openvino
+from img2pose_edge.export.parity import check_artefact, load_torch
+from torch import nn
+
+from img2pose_edge.training.networks import load_network
+from img2pose_edge.training.networks.edge import EdgeNet
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write.
+
+    ``format``: ``onnx``, ``openvino`` or ``tflite``. ``precision``: ``fp32``, ``fp16`` (weights; arithmetic where the
+    engine has it) or ``int8``, of a quantized checkpoint. ``size``: height and width of a TFLite model's input,
+    multiples of 32. ``proposals``: of a full network in an image. ``score_threshold``, ``nms_iou``: the runtime's
+    defaults for this model. ``data``, ``licence``: what the manifest says of training data and weights; empty means
+    what the checkpoint knows of them.
+    """
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    size: tuple[int, int] = (480, 640)
+    proposals: int = 1000
+    score_threshold: float = 0.5
+    nms_iou: float = 0.5
+    data: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for name, known in {"format": tuple(FORMATS), "precision": PRECISIONS}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.proposals < 1:
+            raise ValueError(f"proposals must be at least 1, got {self.proposals}")
+
+
+def export_model(
+    checkpoint: Path, out: Path, options: ExportOptions | None = None, images: Sequence[np.ndarray] | None = None
+) -> Path:
+    """Write ``out`` and the manifest beside it (``.json``), if every engine finds what the torch network finds.
+
+    Args:
+        checkpoint: of a training run, a published or converted one; for int8 one that is quantized.
+        out: ending in the format's suffix (``.onnx``, ``.xml`` with ``.bin`` beside it, ``.tflite``).
+        options: default float ONNX.
+        images: (H, W, 3) uint8 BGR photographs to compare on; default one that comes with scikit-image.
+
+    Returns:
+        path of the manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: if the checkpoint is missing or does not fit the format or precision, or
+            an engine cannot run the model or finds other faces in it. Nothing is written then.
+        ImportError: if what the format needs is not installed.
+    """
+    options = options or ExportOptions()
+    if out.suffix != FORMATS[options.format]:
+        raise ValueError(f"a model in {options.format} must end in {FORMATS[options.format]}, got {out}")
+    check_manifest(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+        written = Path(folder) / out.name
+        state, network, facts = _write(checkpoint, written, options)
+        manifest = describe(
+            state,
+            network,
+            written,
+            facts,
+            precision=options.precision,
+            thresholds={"score": options.score_threshold, "nms_iou": options.nms_iou},
+            data=options.data,
+            licence=options.licence,
+        )
+        check_artefact(network if options.precision != "int8" else load_torch(checkpoint), written, images)
+        for path in sorted(Path(folder).glob(f"{out.stem}.*"), key=lambda p: p == manifest):  # the manifest last
+            os.replace(path, out.with_suffix(path.suffix))
+    return out.with_suffix(".json")
+
+
+def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
+    """Write the model itself; returns checkpoint, network, and the manifest's facts."""
+    int8, half, lite = options.precision == "int8", options.precision == "fp16", options.format == "tflite"
+    if int8:
+        from img2pose_edge.export.quantized_onnx import quantized_onnx
+        from img2pose_edge.quantize.graph import load_quantized
+
+        state, network, graph = load_quantized(checkpoint, fold=not lite)
+    else:
+        state, network = load_network(checkpoint)
+    if lite and not isinstance(network, EdgeNet):
+        raise ValueError(f"only edge networks run in TFLite, {checkpoint} holds a {state['network']}")
+    facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, options.proposals)
+    if lite:
+        from img2pose_edge.export import tflite
+        from img2pose_edge.quantize.fold import FoldedNet
+
+        tflite.check_size(options.size)
+        assert isinstance(network, EdgeNet)
+        tflite.write_tflite(graph if int8 else FoldedNet(network).eval(), out, options.size, int8)
+        if half:
+            tflite.halve(out)
+        facts["input"] |= {"size": max(options.size), "fixed": list(options.size)}
+        return state, network, facts
+    middle = out.with_name("model.onnx") if options.format == "openvino" else out
+    if int8:
+        onnx.save(quantized_onnx(graph, output_names(facts)), middle)
+    else:
+        float_onnx.write_onnx(network, middle, output_names(facts))
+    if options.format == "openvino":
+        write_openvino(middle, out, half)
+    elif half:
+        float_onnx.halve(middle)
+    return state, network, facts
