@@ -26,7 +26,7 @@ def check_manifest(out: Path) -> None:
     """Raise ``ValueError`` if the manifest beside ``out`` is that of another model."""
     path = out.with_suffix(".json")
     try:
-        held = json.loads(path.read_text())["file"] if path.is_file() else out.name
+        held = json.loads(path.read_text(encoding="utf-8"))["file"] if path.is_file() else out.name
     except (ValueError, KeyError, TypeError):
         held = "something else"
     if held != out.name:

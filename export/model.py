@@ -90,7 +90,8 @@ def export_model(
             licence=options.licence,
         )
         check_artefact(network if options.precision != "int8" else load_torch(checkpoint), written, images)
-        for path in sorted(Path(folder).glob(f"{out.stem}.*"), key=lambda p: p == manifest):  # the manifest last
+        files = [path for path in Path(folder).iterdir() if path.is_file()]
+        for path in sorted(files, key=lambda p: p == manifest):  # the manifest last
             os.replace(path, out.with_suffix(path.suffix))
     return out.with_suffix(".json")
 
@@ -98,6 +99,8 @@ def export_model(
 def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
     """Write the model itself; returns checkpoint, network, and the manifest's facts."""
     int8, half, lite = options.precision == "int8", options.precision == "fp16", options.format == "tflite"
+    from img2pose_edge.quantize.fold import INPUT_ZERO, FoldedNet
+
     if int8:
         from img2pose_edge.export.quantized_onnx import quantized_onnx
         from img2pose_edge.quantize.graph import load_quantized
@@ -110,17 +113,19 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
     facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, options.proposals)
     if lite:
         from img2pose_edge.export import tflite
-        from img2pose_edge.quantize.fold import FoldedNet
 
         tflite.check_size(options.size)
         assert isinstance(network, EdgeNet)
         tflite.write_tflite(graph if int8 else FoldedNet(network).eval(), out, options.size, int8)
         if half:
             tflite.halve(out)
-        facts["input"] |= {"size": max(options.size), "fixed": list(options.size)}
+        facts["input"] |= {"size": max(options.size), "fixed": list(options.size), "mean": INPUT_ZERO}
         return state, network, facts
-    middle = out.with_name("model.onnx") if options.format == "openvino" else out
+    middle = out
+    if options.format == "openvino":
+        middle = Path(tempfile.mkdtemp(dir=out.parent)) / "model.onnx"
     if int8:
+        facts["input"]["mean"] = INPUT_ZERO
         onnx.save(quantized_onnx(graph, output_names(facts)), middle)
     else:
         float_onnx.write_onnx(network, middle, output_names(facts))

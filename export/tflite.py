@@ -13,7 +13,7 @@ try:
     from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
     from litert_torch.quantize.quant_config import QuantConfig
 except ImportError as error:
-    raise ImportError('TFLite needs litert-torch: pip install "img2pose-edge[quantize]"') from error
+    raise ImportError('TFLite needs litert-torch: pip install "img2pose-edge[export-tflite]"') from error
 
 MULTIPLE = max(STRIDES)
 

@@ -249,7 +249,7 @@ def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
         raise ValueError(f"count must be at least 1, got {options.count}")
     paths = find_images(options.images)
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
-    return [letterbox(load_image(path), options.input_size, 32)[0] for path in track(chosen, "reading")]
+    return [letterbox(load_image(path), options.input_size, 64)[0] for path in track(chosen, "reading")]
 
 
 def quantize(options: argparse.Namespace) -> int:
@@ -292,8 +292,8 @@ def parity(options: argparse.Namespace) -> int:
         else:
             reference = torch_detector(network, detector.model.path)
         found = compare(reference, detector, track(images, name))
-        if not found.faces:
-            raise ValueError(f"{first} and {name} find no face in common: parity shows nothing")
+        if not found.faces and not found.alone:
+            raise ValueError(f"neither {first} nor {name} finds a face: parity shows nothing")
         same = same and found.holds
         figures = f"{found.score:7.3f} {found.box:7.2f} {found.angle:7.2f} {found.maps:9.6f}"
         print(f"{name:32} {found.faces:6} {found.alone:6} {figures}{'' if found.holds else '  differs'}")
@@ -410,7 +410,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("paths", nargs="+", metavar="PATH", help="files, folders (searched below) or globs")
     p.add_argument("--out", type=Path, metavar="labels.jsonl", help="default: in the first folder")
     p.add_argument("--detector", type=Path, metavar="ONNX", help="YuNet or SCRFD with five points; poses by PnP")
-    p.add_argument("--model", help="without --detector: the model of ours that labels (default: the bundled edge-n)")
+    p.add_argument("--model", help="without --detector: the model of ours that labels (default: the bundled one)")
     p.add_argument("--score-threshold", type=float, default=0.6, metavar="P", help="least score of a face")
     p.add_argument("--skip-bad", action="store_true", help="leave out, count and list what cannot be read")
     p.set_defaults(do=annotate)

@@ -79,6 +79,10 @@ class PoseDetector:
             return self.model.input_size
         if not isinstance(value, (int, np.integer)) or value < self.model.multiple:
             raise ValueError(f"input_size must be an integer of at least {self.model.multiple}, got {value!r}")
+        if self.model.fixed and value != self.model.input_size:
+            height, width = self.model.fixed
+            only = f"{self.model.path.name} takes images of {width}x{height} only"
+            raise ValueError(f"{only}: input_size cannot be {value}")
         return int(value)
 
     @staticmethod

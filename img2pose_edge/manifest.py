@@ -91,7 +91,14 @@ def default_model(engine: str = "auto") -> str:
     name, _, provider = engine.partition(":")
     if name in ENGINE_MODELS:
         return ENGINE_MODELS[name]
-    return INT8_MODEL if has_vnni() and provider in ("", "cpu") else FLOAT_MODEL
+    return INT8_MODEL if has_vnni() and runs_on_cpu(provider) else FLOAT_MODEL
+
+
+def runs_on_cpu(provider: str) -> bool:
+    """Whether an execution provider of ONNX Runtime, or the automatic one (empty), is the CPU."""
+    from img2pose_edge.engines.ort import PROVIDERS, automatic_provider  # not before a detector is made
+
+    return provider == "cpu" or (not provider and automatic_provider() == PROVIDERS["cpu"])
 
 
 def sha256(path: Path) -> str:
@@ -122,7 +129,7 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     if not manifest_path.is_file():
         raise FileNotFoundError(f"model {name} has no manifest {manifest_path} beside it")
     try:
-        manifest = json.loads(manifest_path.read_text())
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"manifest {manifest_path} is not valid JSON: {error}") from error
     missing = [key for key in REQUIRED if key not in manifest] if isinstance(manifest, dict) else list(REQUIRED)
@@ -151,6 +158,9 @@ def check_outputs(named: list[str], found: list[str]) -> None:
 def write_manifest(manifest: dict[str, Any], path: Path) -> Path:
     """Write a manifest so that ``path`` holds either the old or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path

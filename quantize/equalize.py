@@ -21,7 +21,7 @@ from img2pose_edge.training.networks.edge import STRIDES
 QUANTILE = 0.9999
 RANGE = 4.0
 """What most values of a channel stay below, in the end: 256 steps of a power of two."""
-SAMPLES = 1 << 16
+SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def equalize(folded: FoldedNet, pictures: Sequence[np.ndarray]) -> FoldedNet:
     seen = watch(folded, [t.readers[-1] for t in tensors] + [t.readers[0] for t in tensors], pictures)
     for tensor in tensors:
         largest = torch.maximum(seen[tensor.readers[0]], seen[tensor.readers[-1]])
-        largest = largest.clamp(min=1e-3 * float(largest.max()) + 1e-9)
+        if not largest.max():
+            continue  # nothing was seen in it
+        largest = largest.clamp(min=1e-3 * float(largest.max()))
         factor = RANGE / largest
         if not tensor.free:  # the readers' weights have one step for all channels: half of it is left to them
             factor = factor.sqrt()
@@ -100,7 +102,7 @@ def watch(folded: FoldedNet, readers: Sequence[nn.Conv2d], pictures: Sequence[np
 
     def note(reader: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].transpose(0, 1).flatten(1)
-        seen[reader].append(values[:, :: max(values.shape[1] * len(pictures) // SAMPLES, 1)])  # type: ignore[index]
+        seen[reader].append(values[:, :: max(values.shape[1] * len(pictures) // SAMPLES, 1)].clone())  # type: ignore[index]
 
     hooks = [reader.register_forward_pre_hook(note) for reader in seen]
     for picture in pictures:

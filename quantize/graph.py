@@ -39,6 +39,7 @@ except ImportError as error:
 
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
+LEAST = 64
 ADD, CONV, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.conv2d.default, torch.ops.aten.upsample_nearest2d.vec
 DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
 RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
@@ -63,12 +64,13 @@ class EdgeQuantizer(Quantizer):
     def __init__(self, float_layers: Collection[str] = ()) -> None:
         super().__init__()
 
-        def watched(observer: type[ActivationStep] | type[ChannelStep], least: int, **scheme: Any) -> QuantizationSpec:
-            made = FakeQuantize.with_args(observer=observer)
-            return QuantizationSpec(torch.int8, made, quant_min=least, quant_max=HIGHEST, **scheme)
+        def watched(observer: Any, **scheme: Any) -> QuantizationSpec:
+            return QuantizationSpec(torch.int8, FakeQuantize.with_args(observer=observer), **scheme)
 
-        self.activation = watched(ActivationStep, LOWEST, qscheme=torch.per_tensor_affine)
-        self.weight = watched(ChannelStep, -HIGHEST, qscheme=torch.per_channel_symmetric, ch_axis=0)
+        per_channel = {"qscheme": torch.per_channel_symmetric, "ch_axis": 0}
+        self.activation = watched(ActivationStep, qscheme=torch.per_tensor_affine)
+        self.weight = watched(ChannelStep, **per_channel)
+        self.even_weight = watched(ChannelStep.with_args(half=True), **per_channel)
         # Pixels are their own quantized values (fold.WholeInput).
         self.pixels = FixedQParamsQuantizationSpec(
             torch.int8, 1 / PIXEL_STD, 0, LOWEST, HIGHEST, torch.per_tensor_affine
@@ -84,9 +86,10 @@ class EdgeQuantizer(Quantizer):
             if layer_name(node) not in self.float_layers:
                 source, weight = node.args[:2]
                 given = self.pixels if node is convolutions[0] else self.activation
-                self._note(node, {source: given, weight: self.weight}, None)
                 (relu,) = node.users
                 assert relu.target in RELUS
+                is_term = any(reader.target is ADD for reader in relu.users)
+                self._note(node, {source: given, weight: self.even_weight if is_term else self.weight}, None)
                 self._note(relu, {}, self.activation)
         for node in model.graph.nodes:
             # All on one step: integers are added then, and nothing is rounded.
@@ -144,10 +147,12 @@ def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: C
     """The graph of a trained network with channels equalized and steps chosen (:func:`prepare`, :func:`calibrate`).
 
     Raises:
-        ValueError: if there are no pictures.
+        ValueError: if there are no pictures, one is less than 64 pixels high or wide, or a float layer is unknown.
     """
     if not pictures:
         raise ValueError("calibration needs pictures, got none")
+    if min(side for picture in pictures for side in picture.shape[:2]) < LEAST:
+        raise ValueError(f"pictures to quantize by must be at least {LEAST} pixels high and wide")
     return calibrate(prepare(equalize(FoldedNet(network).eval(), pictures), float_layers), pictures)
 
 
@@ -157,37 +162,38 @@ def convert(graph: GraphModule, fold: bool = True) -> GraphModule:
     Args:
         fold: hold weights as int8, not as float with their rounding behind.
     """
-    added = {node.name for node in graph.graph.nodes if node.target is CONV and is_added(node)}
-    for node in graph.graph.nodes:
-        if node.name in added:
-            even_weights(graph, node)
+    even = {node.name for node in graph.graph.nodes if node.target is CONV and whole_weights(graph, node)}
     graph = convert_pt2e(graph, fold_quantize=fold)
     for node in graph.graph.nodes:
         if node.target is CONV and node.args[1].target is DEQUANTIZE_WEIGHT:
-            whole_bias(graph, node, odd=node.name in added)
+            whole_bias(graph, node, odd=node.name in even)
     return graph
 
 
-def is_added(convolution: Node) -> bool:
-    """Whether a quantized convolution's output is a term of an addition."""
-    if convolution.args[1].op == "get_attr":  # type: ignore[union-attr]
-        return False  # it stays float
-    (relu,) = convolution.users
-    return any(reader.target is ADD for rounded in relu.users for reader in rounded.users)
-
-
 @torch.no_grad()
-def even_weights(graph: GraphModule, convolution: Node) -> None:
-    """Weights of a prepared convolution in even numbers of steps.
+def whole_weights(graph: GraphModule, convolution: Node) -> bool:
+    """Weights of a prepared convolution in whole steps, which no converter rounds its own way; whether all are even.
 
-    With an odd bias (:func:`whole_bias`) all its sums are odd, and none lies in the middle of two output steps.
-    OpenVINO needs that: it adds before it rounds, which is the same but for such values.
+    Those with a bit to spare (terms of additions) come in even numbers of steps half as wide. With an odd bias
+    (:func:`whole_bias`) all sums are odd then, and none lies in the middle of two output steps. OpenVINO needs that: it
+    adds before it rounds, which is the same but for such values.
     """
-    rounding = convolution.args[1]
-    step = graph.get_submodule(rounding.target).calculate_qparams()[0]  # type: ignore[union-attr, operator, arg-type]
-    weight = get_attribute(graph, rounding.args[0])  # type: ignore[union-attr]
-    double = 2 * step[:, None, None, None]
-    weight.copy_((weight / double).round().clamp(-(HIGHEST // 2), HIGHEST // 2) * double)
+    rounded = convolution.args[1]
+    assert isinstance(rounded, Node)
+    if rounded.op == "get_attr":
+        return False  # it stays float
+    rounding = graph.get_submodule(str(rounded.target))
+    assert isinstance(rounding, FakeQuantize)
+    observer = rounding.activation_post_process
+    weight = get_attribute(graph, rounded.args[0])
+    step = observer.step[:, None, None, None]
+    weight.copy_((weight / step).round().clamp(observer.quant_min, observer.quant_max) * step)
+    if observer.quant_max == HIGHEST:
+        return False
+    observer.step = observer.step / 2
+    for module in (rounding, observer):
+        module.quant_min, module.quant_max = -HIGHEST, HIGHEST
+    return True
 
 
 @torch.no_grad()
@@ -215,7 +221,8 @@ def quantize_checkpoint(
 
     Args:
         checkpoint: of a training run, or a published one.
-        pictures: (H, W, 3) uint8 BGR, H and W multiples of 32: what the network will see, to choose steps by.
+        pictures: (H, W, 3) uint8 BGR, H and W multiples of 32 and at least 64: what the network will see, to choose
+            steps by.
         float_layers: as in :func:`prepare`.
 
     Returns:
@@ -248,7 +255,10 @@ def load_quantized(checkpoint: Path, fold: bool = True) -> tuple[dict[str, Any],
         raise ValueError(f"{checkpoint} is not quantized: `img2pose-edge quantize` or `train --int8` comes first")
     network = edge_network(build_network(state["network"]), state, checkpoint)
     graph = prepare(FoldedNet(network), state.get("float_layers", ()))
-    graph.load_state_dict(state["weights"])
+    try:
+        graph.load_state_dict(state["weights"])
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} was quantized in another way than this version does: quantize again") from error
     with torch.no_grad():
         graph(torch.zeros(1, *TRACED[1:], dtype=torch.uint8))  # the steps of weights follow from them
     return state, network, convert(graph, fold)

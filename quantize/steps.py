@@ -45,25 +45,30 @@ class ActivationStep(ObserverBase):
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """(1,) step and zero point: the lowest value, as nothing is negative."""
-        exponent = EXPONENTS[int(self.error.argmin())]
+        exponent = EXPONENTS[int(self.error.argmin())] if self.error.any() else EXPONENTS[-1]  # nothing but zeros seen
         return torch.tensor([2.0**exponent]), torch.tensor([LOWEST], dtype=torch.int32)
 
 
 class ChannelStep(ObserverBase):
-    """For every output channel of a weight, a step of five significant bits that just holds its largest value."""
+    """For every output channel of a weight, a step of five significant bits that just holds its largest value.
+
+    Args:
+        half: leave a bit of the range unused.
+    """
 
     step: Tensor
 
-    def __init__(self, dtype: torch.dtype = torch.int8, **options: Any) -> None:
+    def __init__(self, dtype: torch.dtype = torch.int8, half: bool = False, **options: Any) -> None:
         super().__init__(dtype=dtype, is_dynamic=False)
         self.qscheme = torch.per_channel_symmetric
         self.ch_axis = 0
-        self.quant_min, self.quant_max = -HIGHEST, HIGHEST
+        self.quant_max = HIGHEST // 2 if half else HIGHEST
+        self.quant_min = -self.quant_max
         self.register_buffer("step", torch.ones(1), persistent=False)  # follows from the weight
 
     def forward(self, x: Tensor) -> Tensor:
         largest = x.detach().flatten(1).abs().amax(1).clamp(min=2.0**-20)
-        mantissa, exponent = torch.frexp(largest / HIGHEST)
+        mantissa, exponent = torch.frexp(largest / self.quant_max)
         # Odd, so that few sums lie in the middle of two output steps.
         odd = (mantissa * MANTISSA).ceil().int().clamp(max=MANTISSA - 1) | 1
         self.step = torch.ldexp(odd / MANTISSA, exponent)

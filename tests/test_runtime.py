@@ -114,8 +114,13 @@ def test_the_default_model_follows_machine_and_engine(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "has_vnni", lambda: True)
     assert PoseDetector().model.manifest["precision"] == "int8"
     assert PoseDetector(engine="onnxruntime:tensorrt").model.manifest["precision"] == "fp32"
+    monkeypatch.setattr(ort.onnxruntime, "get_available_providers", lambda: list(ort.PROVIDERS.values()))
+    assert PoseDetector().model.manifest["precision"] == "fp32", "there is a GPU"
+    monkeypatch.undo()
     monkeypatch.setattr(module, "has_vnni", lambda: False)
     assert PoseDetector().model.manifest["precision"] == "fp32"
+    with pytest.raises(ValueError, match="takes images of 640x480 only: input_size cannot be 320"):
+        PoseDetector(engine="tflite", input_size=320)
 
 
 def test_int8_is_right_on_x86_without_vnni(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> None:
@@ -157,7 +162,7 @@ def test_execution_providers_are_chosen_by_what_is_there(monkeypatch: pytest.Mon
     assert FakeSession.asked == [("CPUExecutionProvider", {})]
     load_engine("onnxruntime:tensorrt", model, None, {"trt_fp16_enable": False})
     (name, options), *rest = FakeSession.asked
-    assert (name, rest) == ("TensorrtExecutionProvider", ["CPUExecutionProvider"])
+    assert (name, rest) == ("TensorrtExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert options["trt_fp16_enable"] is False
     assert options["trt_engine_cache_enable"] is True
     assert Path(options["trt_engine_cache_path"]).is_dir()
@@ -174,7 +179,7 @@ def test_execution_providers_are_chosen_by_what_is_there(monkeypatch: pytest.Mon
 
 
 def test_engine_options_reach_the_engine(astronaut: np.ndarray) -> None:
-    with pytest.raises(Exception, match="NO_SUCH_OPTION"):
+    with pytest.raises(ValueError, match=r"(?s)openvino refuses edge-n\.onnx or its options: .*NO_SUCH_OPTION"):
         PoseDetector("edge-n", engine="openvino", engine_options={"NO_SUCH_OPTION": "1"})(astronaut)
     assert_astronaut(PoseDetector(engine="openvino", engine_options={"NUM_STREAMS": 1})(astronaut))
 

@@ -62,6 +62,11 @@ def load_engine(name: str, model: Model, threads: int | None, options: Mapping[s
     try:
         module = import_module(ENGINES[chosen])
     except ImportError as error:
-        raise ImportError(f"engine {chosen!r} is not installed: {INSTALL[chosen]}") from error
-    engine: Engine = module.load(model, threads, provider, dict(options or {}))
+        raise ImportError(f"engine {chosen!r} is not installed: {INSTALL[chosen]} ({error})") from error
+    try:
+        engine: Engine = module.load(model, threads, provider, dict(options or {}))
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # every engine has kinds of its own
+        raise ValueError(f"{chosen} refuses {model.path.name} or its options: {error}") from error
     return engine

@@ -35,15 +35,24 @@ def tensorrt_options() -> dict[str, Any]:
     }
 
 
+def available() -> dict[str, str]:
+    return {short: full for short, full in PROVIDERS.items() if full in onnxruntime.get_available_providers()}
+
+
+def automatic_provider() -> str:
+    there = available()
+    return next(there[short] for short in AUTOMATIC if short in there)
+
+
 def choose_provider(name: str) -> str:
     """The full name of an execution provider, or of the automatic one if ``name`` is empty.
 
     Raises:
         ValueError: if it is unknown, or the installed ONNX Runtime lacks it.
     """
-    there = {short: full for short, full in PROVIDERS.items() if full in onnxruntime.get_available_providers()}
     if not name:
-        return next(there[short] for short in AUTOMATIC if short in there)
+        return automatic_provider()
+    there = available()
     if name not in there:
         known = "" if name in PROVIDERS else f"unknown provider, one of {', '.join(PROVIDERS)} is meant; "
         raise ValueError(f"onnxruntime:{name} is not available: {known}the installed one has {', '.join(there)}")
@@ -55,7 +64,8 @@ class OnnxRuntimeEngine:
         chosen = choose_provider(provider)
         if provider == "tensorrt":
             options = tensorrt_options() | options
-            Path(options["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
+            if options["trt_engine_cache_enable"] in (True, "True", "true", "1"):
+                Path(options["trt_engine_cache_path"]).mkdir(parents=True, exist_ok=True)
         session = onnxruntime.SessionOptions()
         session.log_severity_level = 3  # its warnings are about devices, not about us
         if is_x86() and not has_vnni():
@@ -63,9 +73,10 @@ class OnnxRuntimeEngine:
             session.add_session_config_entry("session.x64quantprecision", "1")
         if threads is not None:
             session.intra_op_num_threads = threads
-        wanted: list[Any] = [(chosen, options)]
-        if chosen != PROVIDERS["cpu"]:
-            wanted.append(PROVIDERS["cpu"])  # for operators that an accelerator lacks
+        # For operators that an accelerator lacks, the next best.
+        rest = [PROVIDERS["cuda"]] if provider == "tensorrt" and "cuda" in available() else []
+        rest += [PROVIDERS["cpu"]] if chosen != PROVIDERS["cpu"] else []
+        wanted: list[Any] = [(chosen, options), *rest]
         self._session = onnxruntime.InferenceSession(str(model.path), session, providers=wanted)
         started = self._session.get_providers()
         if provider and chosen not in started:

@@ -16,7 +16,7 @@ except ImportError:
 
 class TfliteEngine:
     def __init__(self, model: Model, threads: int | None, provider: str, options: dict[str, Any]) -> None:
-        self._interpreter = Interpreter(str(model.path), num_threads=threads, **options)
+        self._interpreter = Interpreter(**{"model_path": str(model.path), "num_threads": threads, **options})
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         # The converter numbers outputs in the order in which the network returns them.

@@ -62,6 +62,9 @@ class TrainOptions:
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
+        if self.float_layers and not self.int8:
+            raise ValueError("float_layers are those that int8 leaves out: it needs int8")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -253,12 +256,15 @@ def train(
     if last.exists():
         state = load_checkpoint(last)
         before = asdict(TrainOptions()) | state["options"]  # options newer than the run had their defaults
-        before["float_layers"] = tuple(before["float_layers"])
+        before["float_layers"] = tuple(sorted(before["float_layers"]))
         other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
         if other:
             changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())
             raise ValueError(f"{run} holds a run of other options: {changes}. Use another folder or its options.")
-        network.load_state_dict(state["raw_weights"])
+        try:
+            network.load_state_dict(state["raw_weights"])
+        except RuntimeError as error:
+            raise ValueError(f"{last} does not fit this version's network: {error}") from error
         optimizer.load_state_dict(state["optimizer"])
         for name, value in state["weights"].items():
             average[name].copy_(value)
