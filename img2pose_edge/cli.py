@@ -278,7 +278,7 @@ def parity(options: argparse.Namespace) -> int:
 
     if len(options.models) < 2:
         raise ValueError("parity compares models: name at least two")
-    images = [load_image(path) for path in find_images(options.images)]
+    paths = find_images(options.images)
     named = [model_and_engine(name) for name in options.models]
     first, engine = named[0]
     network = load_torch(Path(first)) if first.endswith(".pt") else None
@@ -291,7 +291,7 @@ def parity(options: argparse.Namespace) -> int:
             reference = PoseDetector(first, engine=engine, threads=options.threads)
         else:
             reference = torch_detector(network, detector.model.path)
-        found = compare(reference, detector, track(images, name))
+        found = compare(reference, detector, (load_image(path) for path in track(paths, name)))
         if not found.faces and not found.alone:
             raise ValueError(f"neither {first} nor {name} finds a face: parity shows nothing")
         same = same and found.holds

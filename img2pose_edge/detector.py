@@ -12,7 +12,7 @@ import numpy as np
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import candidates, proposal_candidates
-from img2pose_edge.engines import Engine, load_engine
+from img2pose_edge.engines import Engine, choose_engine, load_engine
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression
@@ -61,6 +61,7 @@ class PoseDetector:
             ImportError: if the engine is not installed (at the first picture).
         """
         self.model: Model = find_model(model, engine)
+        choose_engine(engine, self.model)  # a wrong name is told now, not at the first picture
         self.engine = engine
         self.engine_options = engine_options
         self.threads = threads

@@ -37,6 +37,21 @@ def installed(engine: str) -> bool:
     return any(find_spec(package) for package in PACKAGES[engine])
 
 
+def choose_engine(name: str, model: Model) -> tuple[str, str]:
+    """The engine that ``name`` means for a model, and the execution provider (empty if none is named).
+
+    Raises:
+        ValueError: if the engine is unknown, or does not run such a model.
+    """
+    readers = READERS.get(model.path.suffix, ())
+    chosen, _, provider = (readers[0] if name == "auto" and readers else name).partition(":")
+    if chosen not in ("auto", *ENGINES) or (provider and chosen != "onnxruntime"):
+        raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
+    if chosen not in readers:
+        raise ValueError(f"engine {name!r} does not run {model.path.name}: {', '.join(readers) or 'none'} does")
+    return chosen, provider
+
+
 def load_engine(name: str, model: Model, threads: int | None, options: Mapping[str, Any] | None = None) -> Engine:
     """Load a model into an engine.
 
@@ -51,12 +66,7 @@ def load_engine(name: str, model: Model, threads: int | None, options: Mapping[s
         ValueError: if the engine is unknown, does not run such a model, or refuses it or its options.
         ImportError: if the engine is not installed, saying what to install.
     """
-    readers = READERS.get(model.path.suffix, ())
-    chosen, _, provider = (readers[0] if name == "auto" and readers else name).partition(":")
-    if chosen not in ("auto", *ENGINES) or (provider and chosen != "onnxruntime"):
-        raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
-    if chosen not in readers:
-        raise ValueError(f"engine {name!r} does not run {model.path.name}: {', '.join(readers) or 'none'} does")
+    chosen, provider = choose_engine(name, model)
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     try:
