@@ -65,8 +65,8 @@ fi
 
 mount -t proc proc "$root/proc"
 mount -t sysfs -o ro sysfs "$root/sys" # engines look for processors in both
-mkdir -p "$root/work"
-mount --bind "$tmp" "$root/work"
+mkdir -p "$root/job"
+mount --bind "$tmp" "$root/job"
 # The emulator shows this machine's, in which ONNX Runtime looks for arm64 and crashes.
 touch "$tmp/cpuinfo"
 mount --bind "$tmp/cpuinfo" "$root/proc/cpuinfo"
@@ -105,7 +105,7 @@ END
 
 echo "installing ${wheel}[tflite] for arm64"
 in_root python3 -m venv --clear /venv
-in_root /venv/bin/pip install -qq --only-binary :all: "/work/${wheel}[tflite]"
+in_root /venv/bin/pip install -qq --only-binary :all: "/job/${wheel}[tflite]"
 in_root uname -m
 in_root /venv/bin/pip list
 
@@ -126,8 +126,8 @@ for cpu in cortex-a72 cortex-a76; do
     echo
   done >"$tmp/cpuinfo"
   echo "arm64 ($cpu) against $(uname -m):"
-  in_root /venv/bin/python /work/arm64_detect.py /work/picture.png "/work/$cpu.json" \
-    "${models[@]/#//work/}"
+  in_root /venv/bin/python /job/arm64_detect.py /job/picture.png "/job/$cpu.json" \
+    "${models[@]/#//job/}"
   $python tests/arm64_detect.py --compare "$tmp/$cpu.json" "$tmp/host.json" || failed=1
   ran=1
 done
