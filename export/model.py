@@ -15,6 +15,8 @@ from img2pose_edge.export import onnx as float_onnx
 from img2pose_edge.export.describe import check_manifest, describe, edge_facts, full_facts, output_names
 from img2pose_edge.export.openvino import write_openvino
 from img2pose_edge.export.parity import check_artefact, load_torch
+from img2pose_edge.export.quantized_onnx import quantized_onnx
+from img2pose_edge.quantize.fold import INPUT_ZERO, FoldedNet
 from torch import nn
 
 from img2pose_edge.training.networks import load_network
@@ -99,10 +101,7 @@ def export_model(
 def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
     """Write the model itself; returns checkpoint, network, and the manifest's facts."""
     int8, half, lite = options.precision == "int8", options.precision == "fp16", options.format == "tflite"
-    from img2pose_edge.quantize.fold import INPUT_ZERO, FoldedNet
-
     if int8:
-        from img2pose_edge.export.quantized_onnx import quantized_onnx
         from img2pose_edge.quantize.graph import load_quantized
 
         state, network, graph = load_quantized(checkpoint, fold=not lite)

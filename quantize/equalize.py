@@ -78,9 +78,9 @@ def equalize(folded: FoldedNet, pictures: Sequence[np.ndarray]) -> FoldedNet:
         pictures: (H, W, 3) uint8 BGR, H and W multiples of 32.
     """
     tensors = shared_channels(folded)
-    seen = watch(folded, [t.readers[-1] for t in tensors] + [t.readers[0] for t in tensors], pictures)
+    seen = watch(folded, [reader for tensor in tensors for reader in tensor.readers], pictures)
     for tensor in tensors:
-        largest = torch.maximum(seen[tensor.readers[0]], seen[tensor.readers[-1]])
+        largest = torch.stack([seen[reader] for reader in tensor.readers]).amax(0)
         if not largest.max():
             continue  # nothing was seen in it
         largest = largest.clamp(min=1e-3 * float(largest.max()))

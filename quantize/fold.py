@@ -13,6 +13,8 @@ from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, EdgeNet,
 INPUT_ZERO = 128
 """Grey level that is zero to the quantized network."""
 
+LEAST = 64
+"""Height and width that a quantized graph takes at least, in torch."""
 OUTPUT_LAYERS = ("score", "pose")
 """Stay float: 255 steps would round a rotation by a degree, and they cost nothing."""
 

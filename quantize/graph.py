@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from img2pose_edge.quantize.equalize import equalize
-from img2pose_edge.quantize.fold import OUTPUT_LAYERS, FoldedNet
+from img2pose_edge.quantize.fold import LEAST, OUTPUT_LAYERS, FoldedNet
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -39,7 +39,6 @@ except ImportError as error:
 
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
-LEAST = 64
 ADD, CONV, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.conv2d.default, torch.ops.aten.upsample_nearest2d.vec
 DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
 RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)

@@ -254,7 +254,7 @@ def test_a_model_that_finds_something_else_is_not_written(
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 0.1, bias.name))
         return model
 
-    monkeypatch.setattr("img2pose_edge.export.quantized_onnx.quantized_onnx", unlike)
+    monkeypatch.setattr(module, "quantized_onnx", unlike)
     arguments = ["export", "--checkpoint", str(quantized), "--precision", "int8", "--out", str(tmp_path / "a.onnx")]
     assert main(arguments) == 1
     assert "onnxruntime finds something else in a.onnx than torch" in capsys.readouterr().err
