@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from img2pose_edge.benchmarks.attributes import read_attributes
 from img2pose_edge.benchmarks.metrics import (
     Detections,
     GroundTruth,
@@ -31,6 +33,10 @@ AP_THRESHOLD = 0.02
 """Least score that counts towards average precision."""
 SUBSETS = ("easy", "medium", "hard")
 ANGLES = ("pitch_mae", "yaw_mae", "roll_mae", "mae")
+FACE_SIZES = (8, 16, 32, 64)
+"""Bounds, in pixels of an image whose longest side is 640, of the face sizes that AP is broken down by."""
+YAWS = (0, 30, 60, 90)
+"""Bounds, in degrees, of the yaws that angle errors are broken down by."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,25 @@ def require(path: Path) -> Path:
 def read_csv(path: Path) -> list[dict[str, str]]:
     with require(path).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_images(
+    root: Path, records: list[dict[str, Any]], label: str, problems: list[str] | None
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Records (their ``image`` is a path below ``root``) and their images.
+
+    Args:
+        problems: images that cannot be read are named in it and left out; without it the first one is an error.
+    """
+    for record in track(records, label):
+        try:
+            image = load_image(root / record["image"])
+        except (OSError, ValueError) as error:
+            if problems is None:
+                raise
+            problems.append(f"{label}: {error}")
+            continue
+        yield record, image
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:
@@ -136,30 +161,44 @@ def wider_records(root: Path) -> list[dict[str, Any]]:
     return list(records.values())
 
 
-def evaluate_wider(detect: Detect, root: Path) -> dict[str, float]:
+def evaluate_wider(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
     """AP on easy, medium and hard faces by the official protocol (``metrics.wider_average_precision``).
 
-    ``root`` as in :func:`wider_records`.
+    Then AP on those of the hard faces that have a certain size (``ap_8_16_px``: square root of the box's area, in
+    pixels of the image shrunk to a longest side of 640) or, where WIDER's own list of attributes is there, a certain
+    attribute (:mod:`attributes`).
+
+    ``root`` as in :func:`wider_records`, ``problems`` as in :func:`read_images`.
     """
-    records = wider_records(root)
-    found = []
-    for record in track(records, "WIDER FACE"):
-        image = load_image(root / record["image"])
+    records, found, truth, sizes = [], [], [], []
+    for record, image in read_images(root, wider_records(root), "WIDER FACE", problems):
         faces = detect(image, AP_THRESHOLD)
         boxes = np.array([f.box for f in faces]).reshape(-1, 4)
         height, width = image.shape[:2]
         boxes = np.clip(boxes, 0, [width, height, width, height])  # annotated boxes end at the picture
         found.append(Detections(boxes, np.array([f.score for f in faces])))
+        annotated = np.array(record["boxes_xywh"], float).reshape(-1, 4)
+        truth.append(np.concatenate([annotated[:, :2], annotated[:, :2] + annotated[:, 2:]], axis=1))
+        sizes.append(np.sqrt(annotated[:, 2:].prod(1)) * min(1, 640 / max(height, width)))
+        records.append(record)
     found = normalize_scores(found)
-    result = {}
+    listed = {}
     for subset in SUBSETS:
-        truth = []
-        for record in records:
-            boxes = np.array(record["boxes_xywh"], float).reshape(-1, 4)
-            counts = np.zeros(len(boxes), bool)
-            counts[record[subset]] = True
-            truth.append(GroundTruth(np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1), counts))
-        result[f"ap_{subset}"] = wider_average_precision(found, truth)
+        listed[subset] = [np.isin(np.arange(len(b)), r[subset]) for b, r in zip(truth, records, strict=True)]
+
+    def precision(counts: list[np.ndarray]) -> float:
+        if not any(c.any() for c in counts):
+            return float("nan")
+        return wider_average_precision(found, [GroundTruth(b, c) for b, c in zip(truth, counts, strict=True)])
+
+    result = {f"ap_{subset}": precision(counts) for subset, counts in listed.items()}
+    parts = {}
+    for low, high in zip((0, *FACE_SIZES), (*FACE_SIZES, np.inf), strict=True):
+        name = f"{low}_{high}_px" if high < np.inf else f"{low}_px_up"
+        parts[name] = [(low <= s) & (s < high) for s in sizes]
+    parts |= read_attributes(root, records, truth)
+    for name, members in parts.items():
+        result[f"ap_{name}"] = precision([h & m for h, m in zip(listed["hard"], members, strict=True)])
     return result
 
 
@@ -170,16 +209,15 @@ def middle_face(faces: list[Found], image: np.ndarray) -> Found | None:
     return max(over, key=lambda f: f.score, default=None)
 
 
-def evaluate_aflw2000(detect: Detect, root: Path) -> dict[str, float]:
-    """Mean absolute errors of pitch, yaw and roll (local rotation), and how many faces were missed.
+def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
+    """Mean absolute errors of pitch, yaw and roll (local rotation), and how many faces were missed; the mean of the
+    three by ranges of the label's absolute yaw, too.
 
     The labelled face is :func:`middle_face`; without one the face is missed and left out of the means.
     Images in ``crops/`` are tight crops: they are padded by half their size.
     """
-    errors, missed = [], 0
-    rows = read_csv(root / "labels.csv")
-    for row in track(rows, "AFLW2000-3D"):
-        image = load_image(root / row["image"])
+    errors, labels, missed = [], [], 0
+    for row, image in read_images(root, read_csv(root / "labels.csv"), "AFLW2000-3D", problems):
         if row["image"].startswith("crops"):
             y, x = image.shape[0] // 2, image.shape[1] // 2
             image = cv2.copyMakeBorder(image, y, y, x, x, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
@@ -189,18 +227,23 @@ def evaluate_aflw2000(detect: Detect, root: Path) -> dict[str, float]:
             continue
         label = np.array([float(row[k]) for k in ("pitch_deg", "yaw_deg", "roll_deg")])
         errors.append(angle_errors(face.angles, label))
-    return {"faces": len(rows), "missed": missed, **mean_absolute(errors, *ANGLES)}
+        labels.append(label)
+    yaw = np.abs(np.array(labels).reshape(-1, 3)[:, 1])
+    by_yaw = {}
+    for low, high in pairwise(YAWS):
+        within = [e for e, y in zip(errors, yaw, strict=True) if low <= y < high or (high == YAWS[-1] and y >= high)]
+        by_yaw[f"mae_yaw_{low}_{high}"] = mean_absolute(within, *ANGLES)["mae"]
+    return {"faces": len(errors) + missed, "missed": missed, **mean_absolute(errors, *ANGLES), **by_yaw}
 
 
-def evaluate_pointing04(detect: Detect, root: Path) -> dict[str, float]:
+def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
     """Mean absolute error of yaw against the pan label, in ranges of ``|pan|``, and the faces missed.
 
     Each photograph shows one person: their face is the best-scored one.
     """
-    rows = read_csv(root / "labels.csv")
     pan, error = [], []
-    for row in track(rows, "Pointing'04"):
-        faces = detect(load_image(root / row["image"]), None)
+    for row, image in read_images(root, read_csv(root / "labels.csv"), "Pointing'04", problems):
+        faces = detect(image, None)
         best = max(faces, key=lambda f: f.score, default=None)
         pan.append(abs(float(row["pan_deg"])))
         yaw = np.nan if best is None or best.angles is None else best.angles[1]
@@ -208,12 +251,14 @@ def evaluate_pointing04(detect: Detect, root: Path) -> dict[str, float]:
     pans, errors = np.array(pan), np.array(error)
 
     def mean(low: float, high: float) -> float:
-        return float(np.nanmean(errors[(pans >= low) & (pans <= high)]))
+        within = errors[(pans >= low) & (pans <= high) & ~np.isnan(errors)]
+        return float(within.mean()) if len(within) else float("nan")
 
     return {
-        "faces": len(rows),
+        "faces": len(errors),
         "missed": int(np.isnan(errors).sum()),
         "yaw_mae_pan_0_30": mean(0, 30),
+        "yaw_mae_pan_0_60": mean(0, 60),
         "yaw_mae_pan_45_60": mean(45, 60),
         "yaw_mae_pan_75_90": mean(75, 90),
     }
@@ -227,10 +272,15 @@ def mean_absolute(errors: list[np.ndarray], *names: str) -> dict[str, float]:
     return dict(zip(names, [*absolute.mean(0).tolist(), float(absolute.mean())], strict=True))
 
 
+Protocol = Callable[[Detect, Path, list[str] | None], dict[str, float]]
+EVALUATIONS: dict[str, tuple[str, Protocol]] = {
+    "wider": ("wider", evaluate_wider),
+    "aflw2000_subset": ("aflw2000", evaluate_aflw2000),
+    "pointing04": ("pointing04", evaluate_pointing04),
+}
+"""Folder and protocol of each set."""
+
+
 def evaluate(detect: Detect, data: Path) -> dict[str, dict[str, float]]:
     """All three protocols on the folder ``data`` (``wider/``, ``aflw2000/``, ``pointing04/``)."""
-    return {
-        "wider": evaluate_wider(detect, data / "wider"),
-        "aflw2000_subset": evaluate_aflw2000(detect, data / "aflw2000"),
-        "pointing04": evaluate_pointing04(detect, data / "pointing04"),
-    }
+    return {name: protocol(detect, data / folder, None) for name, (folder, protocol) in EVALUATIONS.items()}

@@ -69,14 +69,10 @@ def wider_average_precision(
         if len(boxes) and len(faces.boxes):
             overlap = pairwise_iou(boxes, faces.boxes, extra=1.0)
             best = overlap.argmax(1)
-            claimed = np.zeros(len(faces.boxes), bool)
-            for i in range(len(boxes)):
-                if overlap[i, best[i]] < iou:
-                    continue
-                if not faces.counts[best[i]]:
-                    proposal[i] = False
-                elif not claimed[best[i]]:
-                    claimed[best[i]] = hit[i] = True
+            matched, counted = overlap.max(1) >= iou, faces.counts[best]
+            proposal = ~matched | counted
+            finds = np.flatnonzero(matched & counted)
+            hit[finds[np.unique(best[finds], return_index=True)[1]]] = True  # the first on each face
         # Detections of at least each threshold are the first k of the sorted ones.
         k = np.searchsorted(-scores, -steps, side="right")
         proposals += np.concatenate([[0], np.cumsum(proposal)])[k]

@@ -2,70 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
-from img2pose_edge.benchmarks.accuracy import Detect, Found
+from img2pose_edge.benchmarks.accuracy import Found
+from img2pose_edge.benchmarks.peer_network import open_network
 
 from img2pose_edge.nms import non_maximum_suppression
 from img2pose_edge.preprocess import letterbox
 
-YUNET_NMS, SCRFD_NMS = 0.3, 0.4
-"""As OpenCV's FaceDetectorYN and InsightFace use them."""
-YUNET_SCORE, SCRFD_SCORE = 0.6, 0.5
+YUNET_NMS, SCRFD_NMS, RFB_NMS = 0.3, 0.4, 0.5
+"""As OpenCV's FaceDetectorYN, InsightFace and the Ultra-Light detector's own code use them."""
+YUNET_SCORE, SCRFD_SCORE, RFB_SCORE = 0.6, 0.5, 0.7
 STRIDES = (8, 16, 32)
 SCRFD_ANCHORS = 2
 """Anchors in a cell, both at its top-left corner."""
 
-
-def load_peer(path: Path, longest: int = 640, threads: int | None = None) -> Detect:
-    """A YuNet or SCRFD (with five points), told by its outputs, in ONNX Runtime.
-
-    Args:
-        path: its ``.onnx``.
-        longest: images are shrunk to this longest side, pixels.
-        threads: of ONNX Runtime, default its own choice.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is neither.
-    """
-    import onnxruntime
-
-    if not path.is_file():
-        raise FileNotFoundError(f"no detector {path}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options)
-    except Exception as error:  # ONNX Runtime's own kinds, by what is wrong with the file
-        raise ValueError(f"{path} is not a model that ONNX Runtime can load: {error}") from error
-    names = [o.name for o in session.get_outputs()]
-    if "cls_8" in names:
-        decode, mean, std, rgb, default, overlap = _yunet, 0.0, 1.0, False, YUNET_SCORE, YUNET_NMS
-    elif len(names) == 3 * len(STRIDES):
-        decode, mean, std, rgb, default, overlap = _scrfd, 127.5, 128.0, True, SCRFD_SCORE, SCRFD_NMS
-    else:
-        raise ValueError(f"{path} is neither YuNet nor SCRFD with five points: its outputs are {', '.join(names)}")
-    input_name = session.get_inputs()[0].name
-
-    def detect(image: np.ndarray, threshold: float | None) -> list[Found]:
-        pixels, scale = letterbox(image, longest, max(STRIDES))
-        planes = pixels[..., ::-1] if rgb else pixels
-        blob = ((planes.transpose(2, 0, 1)[None].astype(np.float32)) - mean) / std
-        maps = dict(zip(names, session.run(None, {input_name: blob}), strict=True))
-        least = default if threshold is None else threshold
-        levels = [decode(maps, stride, pixels.shape[1] // stride, least) for stride in STRIDES]
-        scores, boxes, points = (np.concatenate(parts) for parts in zip(*levels, strict=True))
-        boxes, points = boxes / np.tile(scale, 2), points / scale
-        keep = non_maximum_suppression(boxes, scores, overlap)
-        return [Found(float(scores[i]), boxes[i], landmarks=points[i]) for i in keep]
-
-    return detect
+Maps = dict[str, np.ndarray]
+Detected = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Scores (N,), boxes (N, 4) and five points (N, 5, 2) or none, in the network's pixels."""
 
 
-Level = tuple[np.ndarray, np.ndarray, np.ndarray]
+class Peer:
+    """A detector whose steps can be timed apart; called with an image and a threshold it is a ``Detect``."""
+
+    def __init__(self, path: Path, longest: int = 640, threads: int | None = None, engine: str = "onnxruntime") -> None:
+        """
+        Args:
+            path: ``.onnx`` of YuNet, SCRFD with five points, or RFB-320, told by its outputs.
+            longest: images are shrunk to this longest side, pixels; RFB-320 has a size of its own.
+            threads: of the engine, default its own choice.
+            engine: ``onnxruntime`` or ``openvino``.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is none of them, or the engine cannot load it.
+        """
+        self.network = open_network(path, threads, engine)
+        names = self.network.outputs
+        self._longest = longest
+        self._decode: Callable[[Maps, tuple[int, int], float], Detected]
+        if "cls_8" in names:
+            self._decode, self._mean, self._std, self._rgb = _yunet, 0.0, 1.0, False
+            self.score, self._overlap = YUNET_SCORE, YUNET_NMS
+        elif len(names) == 3 * len(STRIDES):
+            self._decode, self._mean, self._std, self._rgb = _scrfd, 127.5, 128.0, True
+            self.score, self._overlap = SCRFD_SCORE, SCRFD_NMS
+        elif names == ["scores", "boxes"] and self.network.size:
+            self._decode, self._mean, self._std, self._rgb = _rfb, 127.0, 128.0, True
+            self.score, self._overlap = RFB_SCORE, RFB_NMS
+        else:
+            raise ValueError(
+                f"{path} is neither YuNet nor SCRFD with five points nor RFB-320: its outputs are {', '.join(names)}"
+            )
+
+    def prepare(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(1, 3, H, W) float32 for the network, and (2,) its pixels per pixel of the (H, W, 3) uint8 BGR image."""
+        if self.network.size:  # it was trained on images stretched to this size
+            height, width = self.network.size
+            pixels = cv2.resize(image, (width, height))
+            scale = np.array([width / image.shape[1], height / image.shape[0]])
+        else:
+            pixels, scale = letterbox(image, self._longest, max(STRIDES))
+        planes = pixels[..., ::-1] if self._rgb else pixels
+        blob = planes.transpose(2, 0, 1)[None].astype(np.float32)
+        if self._std != 1:
+            blob = (blob - np.float32(self._mean)) / np.float32(self._std)
+        return np.ascontiguousarray(blob), scale
+
+    def __call__(self, image: np.ndarray, threshold: float | None) -> list[Found]:
+        blob, scale = self.prepare(image)
+        maps = self.network.run(blob)
+        least = self.score if threshold is None else threshold
+        scores, boxes, points = self._decode(maps, blob.shape[2:], least)
+        boxes = boxes / np.tile(scale, 2)
+        keep = non_maximum_suppression(boxes, scores, self._overlap)
+        marks = [None if points is None else points[i] / scale for i in keep]
+        return [Found(float(scores[i]), boxes[i], landmarks=mark) for i, mark in zip(keep, marks, strict=True)]
+
+
+def load_peer(path: Path, longest: int = 640, threads: int | None = None) -> Peer:
+    """A YuNet or SCRFD (with five points) in ONNX Runtime: arguments and errors as :class:`Peer`."""
+    return Peer(path, longest, threads)
 
 
 def _cells(count: int, columns: int) -> np.ndarray:
@@ -74,28 +94,41 @@ def _cells(count: int, columns: int) -> np.ndarray:
     return np.stack([index % columns, index // columns], axis=1)
 
 
-def _yunet(maps: dict[str, np.ndarray], stride: int, columns: int, threshold: float) -> Level:
-    """Scores (N,), boxes (N, 4), points (N, 5, 2) of a level of YuNet (libfacedetection.train).
+def _yunet(maps: Maps, size: tuple[int, int], threshold: float) -> Detected:
+    """YuNet (libfacedetection.train): the score is the geometric mean of class and object probability; centre and
+    points are offsets from the cell, the extent a logarithm, all in strides."""
+    levels = []
+    for stride in STRIDES:
+        score = np.sqrt(np.clip(maps[f"cls_{stride}"], 0, 1) * np.clip(maps[f"obj_{stride}"], 0, 1)).ravel()
+        kept = score >= threshold
+        cells = _cells(len(score), size[1] // stride)[kept]
+        raw = maps[f"bbox_{stride}"].reshape(-1, 4)[kept]
+        middle, extent = (cells + raw[:, :2]) * stride, np.exp(raw[:, 2:]) * stride
+        points = (cells[:, None] + maps[f"kps_{stride}"].reshape(-1, 5, 2)[kept]) * stride
+        levels.append((score[kept], np.concatenate([middle - extent / 2, middle + extent / 2], axis=1), points))
+    scores, boxes, points = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    return scores, boxes, points
 
-    The score is the geometric mean of class and object probability; centre and points are offsets from the
-    cell, the extent a logarithm, all in strides.
-    """
-    score = np.sqrt(np.clip(maps[f"cls_{stride}"], 0, 1) * np.clip(maps[f"obj_{stride}"], 0, 1)).ravel()
+
+def _scrfd(maps: Maps, size: tuple[int, int], threshold: float) -> Detected:
+    """SCRFD (InsightFace): outputs are scores of all strides, then distances from the anchor to the box's sides, then
+    point offsets, in strides."""
+    outputs, levels = list(maps.values()), []
+    for level, stride in enumerate(STRIDES):
+        score = outputs[level].ravel()
+        kept = score >= threshold
+        cells = _cells(len(score) // SCRFD_ANCHORS, size[1] // stride)
+        anchor = (np.repeat(cells, SCRFD_ANCHORS, axis=0) * stride)[kept]
+        sides = outputs[level + len(STRIDES)].reshape(-1, 4)[kept] * stride
+        points = anchor[:, None] + outputs[level + 2 * len(STRIDES)].reshape(-1, 5, 2)[kept] * stride
+        levels.append((score[kept], np.concatenate([anchor - sides[:, :2], anchor + sides[:, 2:]], axis=1), points))
+    scores, boxes, points = (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    return scores, boxes, points
+
+
+def _rfb(maps: Maps, size: tuple[int, int], threshold: float) -> Detected:
+    """RFB-320 (Ultra-Light-Fast-Generic-Face-Detector-1MB): probabilities of background and face, boxes as shares of
+    the image, no points."""
+    score = maps["scores"][0, :, 1]
     kept = score >= threshold
-    cells = _cells(len(score), columns)[kept]
-    raw = maps[f"bbox_{stride}"].reshape(-1, 4)[kept]
-    middle, extent = (cells + raw[:, :2]) * stride, np.exp(raw[:, 2:]) * stride
-    points = (cells[:, None] + maps[f"kps_{stride}"].reshape(-1, 5, 2)[kept]) * stride
-    return score[kept], np.concatenate([middle - extent / 2, middle + extent / 2], axis=1), points
-
-
-def _scrfd(maps: dict[str, np.ndarray], stride: int, columns: int, threshold: float) -> Level:
-    """The same of a level of SCRFD (InsightFace): outputs are scores of all strides, then distances from the
-    anchor to the box's sides, then point offsets, in strides."""
-    outputs, level = list(maps.values()), STRIDES.index(stride)
-    score = outputs[level].ravel()
-    kept = score >= threshold
-    anchor = (np.repeat(_cells(len(score) // SCRFD_ANCHORS, columns), SCRFD_ANCHORS, axis=0) * stride)[kept]
-    sides = outputs[level + len(STRIDES)].reshape(-1, 4)[kept] * stride
-    points = anchor[:, None] + outputs[level + 2 * len(STRIDES)].reshape(-1, 5, 2)[kept] * stride
-    return score[kept], np.concatenate([anchor - sides[:, :2], anchor + sides[:, 2:]], axis=1), points
+    return score[kept], maps["boxes"][0, kept] * np.tile(size[::-1], 2), None

@@ -125,7 +125,7 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
         middle = Path(tempfile.mkdtemp(dir=out.parent)) / "model.onnx"
     if int8:
         facts["input"]["mean"] = INPUT_ZERO
-        onnx.save(quantized_onnx(graph, output_names(facts)), middle)
+        onnx.save(quantized_onnx(graph, output_names(facts), options.format == "openvino"), middle)
     else:
         float_onnx.write_onnx(network, middle, output_names(facts))
     if options.format == "openvino":

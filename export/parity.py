@@ -20,7 +20,6 @@ from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import READERS, installed
 from img2pose_edge.face import Face
-from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks import load_network
 
@@ -76,12 +75,6 @@ def match(first: list[Face], second: list[Face]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in enumerate(overlap.argmax(1)) if back[j] == i and overlap[i, j] >= SAME_IOU]
 
 
-def network_image(detector: PoseDetector, image: np.ndarray) -> np.ndarray:
-    """(1, H, W, 3) that a detector's network sees of an image."""
-    model = detector.model
-    return letterbox(image, detector.input_size, model.multiple, model.shortest, model.fixed)[0][None]
-
-
 def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.ndarray]) -> Parity:
     """Compare what two detectors find.
 
@@ -92,9 +85,9 @@ def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.nd
     pairs: list[tuple[Face, Face, float]] = []
     alone, maps = 0, []
     for image in images:
-        seen = [network_image(detector, image) for detector in (reference, other)]
+        seen = [detector.network_input(image)[0] for detector in (reference, other)]
         if not reference.model.has_proposals and seen[0].shape == seen[1].shape:
-            first, second = ([m.copy() for m in d._network.run(seen[0])] for d in (reference, other))
+            first, second = ([m.copy() for m in d.run_network(seen[0])] for d in (reference, other))
             maps += [np.abs(a - b).max() for a, b in zip(first, second, strict=True)]
         faces = reference.detect(image), other.detect(image)
         matched = match(*faces)

@@ -16,13 +16,20 @@ from img2pose_edge.training.networks.edge import PIXEL_STD
 OPSET = 18
 
 
-def quantized_onnx(graph: GraphModule, names: list[str]) -> onnx.ModelProto:
-    """A quantized graph with outputs of these names: int8 weights, uint8 activations, pixels as they come."""
-    model = unsigned_activations(to_onnx(graph, names))
+def quantized_onnx(graph: GraphModule, names: list[str], for_openvino: bool = False) -> onnx.ModelProto:
+    """A quantized graph with outputs of these names: int8 weights, uint8 activations, pixels as they come.
+
+    Args:
+        for_openvino: int8 activations and the pixels' normalization as they are. OpenVINO's first convolution is an
+            integer one only behind a quantization of floats, and its unsigned zero points cost more.
+    """
+    model = to_onnx(graph, names)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     quantized = {o for node in model.graph.node if node.op_type == "DequantizeLinear" for o in node.output}
-    if first.input[0] in quantized:  # the first convolution was not left in float
-        model = take_pixels(model)
+    if not for_openvino:
+        model = unsigned_activations(model)
+        if first.input[0] in quantized:  # the first convolution was not left in float
+            model = take_pixels(model)
     own_constants(model.graph)
     for node in model.graph.node:
         del node.metadata_props[:]  # where in the source each came from: a third of the file

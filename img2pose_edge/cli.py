@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
+from img2pose_edge.files import write_file
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
@@ -54,14 +54,6 @@ def table(faces: Sequence[Face]) -> str:
         where = ", ".join(f"{v:.0f}" for v in face.translation_mm)
         lines.append(f"{face.score:5.2f}  {box:>23}  {face.pitch:6.1f} {face.yaw:6.1f} {face.roll:6.1f}  {where:>20}")
     return "\n".join(lines)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either the old or the new content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def write_picture(path: Path, image: Any) -> None:
@@ -356,6 +348,29 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def bench(options: argparse.Namespace) -> int:
+    from img2pose_edge.benchmarks.compare import compare_documents, load_document
+
+    if options.compare:
+        before, after = (load_document(path) for path in options.compare)
+        print(compare_documents(before, after))
+        return 0
+    from img2pose_edge.benchmarks.bench import BenchOptions, run_bench
+    from img2pose_edge.benchmarks.report import short_table, write_report
+
+    if options.report.suffix != ".html":
+        raise ValueError(f"the report is a page and must end in .html, got {options.report}")
+    fields = BenchOptions.__dataclass_fields__
+    values = {name: getattr(options, name) for name in fields}
+    document = run_bench(BenchOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+    written = write_report(document, options.report)
+    print(short_table(document))
+    for line in document["missing"]:
+        print(f"not measured: {line}", file=sys.stderr)
+    print(*(f"wrote {path}" for path in written), sep="\n")
+    return 0
+
+
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="photographs: files, folders, globs")
     parser.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
@@ -512,6 +527,21 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--points68", type=Path, required=True, metavar="reference_3d_68_points_trans.npy")
     p.add_argument("--depth", type=int, default=18, help="of its ResNet: 18, 50 or 101")
     p.set_defaults(do=convert_checkpoint)
+
+    p = commands.add_parser("bench", help="accuracy, latency, memory and size of our models and of peers")
+    p.add_argument("--report", type=Path, default=Path("report.html"), help="page; .json, .png and .md beside it")
+    p.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="two earlier benchmarks, side by side")
+    p.add_argument("--data", type=Path, help="folder of the evaluation sets: wider/, aflw2000/ and pointing04/")
+    p.add_argument("--peers", type=Path, metavar="DIR", help="folder of yunet_n.onnx, scrfd_…, headpose_b66.onnx")
+    p.add_argument(
+        "--mediapipe", default="", metavar="PYTHON", help="interpreter that has mediapipe==0.10.21 and this package"
+    )
+    p.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="ours, names or paths (default: bundled)")
+    p.add_argument("--sizes", nargs="+", type=int, default=[640, 320], metavar="PX", help="longest sides of the input")
+    p.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    p.add_argument("--faces", nargs="+", type=int, default=[0, 1, 10, 50], metavar="N", help="in the timed images")
+    p.add_argument("--rounds", type=int, default=15, help="turns of every contender")
+    p.set_defaults(do=bench)
 
     p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D, BIWI and Pointing'04")
     p.add_argument("--data", type=Path, help="folder with this project's subsets: wider/, aflw2000/ and pointing04/")

@@ -126,16 +126,15 @@ class PoseDetector:
             ValueError, TypeError, FileNotFoundError: naming what is wrong with the image or an option.
         """
         pixels = load_image(image)
-        size = self.input_size if input_size is None else self._size(input_size)
         threshold = self._fraction("score_threshold", score_threshold, self.score_threshold)
         overlap = self._fraction("nms_iou", nms_iou, self.nms_iou)
         camera = self.intrinsics if intrinsics is None else self._camera(intrinsics)
         if camera is None:
             camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
-        network_image, scale = letterbox(pixels, size, self.model.multiple, self.model.shortest, self.model.fixed)
+        network_image, scale = self.network_input(pixels, input_size)
         boxes = None
         with self._lock:  # engines reuse their output buffers
-            outputs = self._network.run(network_image[None])
+            outputs = self._network.run(network_image)
             if not self.model.has_proposals:
                 levels = len(self.model.strides)
                 found = candidates(outputs[:levels], outputs[levels:], self.model.strides, threshold)
@@ -145,6 +144,28 @@ class PoseDetector:
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
         return make_faces(*found, scale, camera, overlap, boxes)
+
+    def network_input(self, image: np.ndarray, input_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What the network sees of an (H, W, 3) uint8 BGR image.
+
+        Args:
+            input_size: instead of the detector's.
+
+        Returns:
+            (1, H', W', 3) uint8 BGR, and (2,) its pixels per pixel of the image along x and y.
+        """
+        size = self.input_size if input_size is None else self._size(input_size)
+        model = self.model
+        pixels, scale = letterbox(image, size, model.multiple, model.shortest, model.fixed)
+        return pixels[None], scale
+
+    def run_network(self, network_image: np.ndarray) -> list[np.ndarray]:
+        """The network alone: :meth:`network_input` to raw outputs, in the order of the manifest's ``outputs``.
+
+        The arrays are the engine's own and hold until the next call.
+        """
+        with self._lock:
+            return self._network.run(network_image)
 
 
 def make_faces(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from img2pose_edge.files import write_file
 from img2pose_edge.processor import has_vnni
 
 MODELS = Path(__file__).with_name("models")
@@ -157,10 +157,5 @@ def check_outputs(named: list[str], found: list[str]) -> None:
 
 def write_manifest(manifest: dict[str, Any], path: Path) -> Path:
     """Write a manifest so that ``path`` holds either the old or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     return path

@@ -233,7 +233,7 @@ def quantize_checkpoint(
     """
     state, network = load_network(checkpoint)
     graph = calibrated(edge_network(network, state, checkpoint), list(pictures), float_layers)
-    kept = {name: value for name, value in state.items() if name in ("network", "step", "data", "options")}
+    kept = {name: value for name, value in state.items() if name in ("network", "config", "step", "data", "options")}
     return {**kept, "weights": graph.state_dict(), "int8": True, "float_layers": list(float_layers)}
 
 
@@ -252,7 +252,7 @@ def load_quantized(checkpoint: Path, fold: bool = True) -> tuple[dict[str, Any],
     state = load_checkpoint(checkpoint)
     if not state.get("int8"):
         raise ValueError(f"{checkpoint} is not quantized: `img2pose-edge quantize` or `train --int8` comes first")
-    network = edge_network(build_network(state["network"]), state, checkpoint)
+    network = edge_network(build_network(state["network"], state.get("config")), state, checkpoint)
     graph = prepare(FoldedNet(network), state.get("float_layers", ()))
     try:
         graph.load_state_dict(state["weights"])

@@ -23,8 +23,9 @@ from img2pose_edge.training.augment import Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import open_data, split
 from img2pose_edge.training.distill import load_teacher
+from img2pose_edge.training.grow import grow
 from img2pose_edge.training.memory import keep_freed_memory
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
 from img2pose_edge.training.targets import Batch
@@ -115,6 +116,24 @@ def build_objective(network: nn.Module, options: TrainOptions, device: torch.dev
     if not isinstance(network, FullNet):
         raise TypeError(f"no objective for a {type(network).__name__}")
     return FullObjective(network, options.proposals)
+
+
+def begin_with(network: nn.Module, options: TrainOptions, initial: Path) -> None:
+    """Take over a checkpoint's weights; an edge network takes those of one that is not wider, too (:func:`grow`).
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_network`; if the weights are of another kind of network.
+    """
+    source, trained = load_network(initial)
+    if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet):
+        if network.config == trained.config:
+            network.load_state_dict(source["weights"])
+        else:
+            grow(trained, network, options.seed)
+    elif source["network"] == options.network:
+        network.load_state_dict(source["weights"])
+    else:
+        raise ValueError(f"{initial} holds {source['network']}, not {options.network}")
 
 
 SHOWN_PICTURES = 64
@@ -231,11 +250,8 @@ def train(
 
     network = build_network(options.network)
     if initial and not (run / "last.pt").exists():
-        source = load_checkpoint(initial)
-        if source["network"] != options.network or source.get("int8"):
-            held = f"{source['network']}{' in int8' if source.get('int8') else ''}"
-            raise ValueError(f"{initial} holds {held}, not {options.network}")
-        network.load_state_dict(source["weights"])
+        begin_with(network, options, initial)
+    shape = network.config if isinstance(network, EdgeNet) else None
     if options.int8:
         if not initial and not (run / "last.pt").exists():
             raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
@@ -278,7 +294,9 @@ def train(
     provenance = f"{data.name}: {len(training)} images, {faces} faces"
 
     def weights(step: int) -> dict[str, Any]:
-        kept = {"network": options.network, "weights": average, "step": step, "data": provenance}
+        kept: dict[str, Any] = {"network": options.network, "weights": average, "step": step, "data": provenance}
+        if shape:
+            kept["config"] = asdict(shape)
         return {**kept, "int8": True, "float_layers": list(options.float_layers)} if options.int8 else kept
 
     def snapshot(step: int) -> dict[str, Any]:

@@ -8,22 +8,26 @@ from typing import Any
 from torch import nn
 
 from img2pose_edge.training.checkpoint import load_checkpoint
-from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
+from img2pose_edge.training.networks.edge import CONFIGS, EdgeConfig, EdgeNet
 
 DEPTHS = (18, 50, 101)
 FULL = [f"{family}-{depth}" for family in ("full", "img2pose") for depth in DEPTHS]
 """``full-…`` is img2pose's network with our pose convention; ``img2pose-…`` keeps the official checkpoints'."""
 
 
-def build_network(name: str) -> nn.Module:
+def build_network(name: str, config: dict[str, Any] | None = None) -> nn.Module:
     """An untrained network: ``EdgeNet`` or ``FullNet``.
+
+    Args:
+        name: kind.
+        config: shape of an edge network (``EdgeConfig``) that a checkpoint tells; default the present one of its kind.
 
     Raises:
         ValueError: if there is no network of this name.
         ImportError: if it needs torchvision, which is not installed.
     """
     if name in CONFIGS:
-        return EdgeNet(CONFIGS[name])
+        return EdgeNet(EdgeConfig(**config) if config else CONFIGS[name])
     if name not in FULL:
         raise ValueError(f"unknown network {name!r}: choose one of {', '.join([*CONFIGS, *FULL])}")
     from img2pose_edge.training.networks.full import FullNet
@@ -41,7 +45,7 @@ def load_network(checkpoint: Path) -> tuple[dict[str, Any], nn.Module]:
     state = load_checkpoint(checkpoint)
     if state.get("int8"):
         raise ValueError(f"{checkpoint} is quantized: it can only be exported, with --precision int8")
-    network = build_network(state["network"])
+    network = build_network(state["network"], state.get("config"))
     try:
         network.load_state_dict(state["weights"])
     except RuntimeError as error:

@@ -30,8 +30,8 @@ class EdgeConfig:
 
 
 CONFIGS = {
-    "edge-n": EdgeConfig(16, (32, 64, 128, 192), (0, 1, 3, 3), 64),
-    "edge-s": EdgeConfig(16, (48, 96, 192, 256), (0, 2, 4, 3), 96),
+    "edge-n": EdgeConfig(16, (32, 64, 128, 192), (1, 2, 3, 3), 64),
+    "edge-s": EdgeConfig(16, (48, 96, 192, 256), (1, 3, 4, 3), 96),
 }
 
 
@@ -92,6 +92,7 @@ class EdgeNet(nn.Module):
 
     def __init__(self, config: EdgeConfig) -> None:
         super().__init__()
+        self.config = config
         c4, c8, c16, c32 = config.stages
         self.stem = conv(3, config.stem, 3, 2)
         widths, inputs = [c4, c8, c16, c32], config.stem

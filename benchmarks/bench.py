@@ -1,0 +1,207 @@
+"""The whole benchmark: accuracy, latency, memory, size and work of our models and their peers, as one JSON document."""
+
+from __future__ import annotations
+
+import os
+import platform
+import queue
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from img2pose_edge.benchmarks.accuracy import EVALUATIONS
+from img2pose_edge.benchmarks.contenders import (
+    Contender,
+    mediapipe_contenders,
+    our_contenders,
+    peer_contenders,
+)
+from img2pose_edge.benchmarks.latency import ContenderError, Process, choose_cores, time_contenders
+from img2pose_edge.benchmarks.macs import count_macs
+from img2pose_edge.benchmarks.scenes import FACE_COUNTS, HEIGHT, WIDTH
+
+from img2pose_edge.manifest import find_model
+from img2pose_edge.preprocess import letterbox
+from img2pose_edge.progress import track
+
+PACKAGES = ("img2pose-edge", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "ai-edge-litert")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    ``models``: ours, names or paths; empty means the bundled ones. ``sizes``: longest sides of the networks' input.
+    ``threads``, ``faces``: numbers of them, each of which is timed. ``rounds``: turns of each contender.
+    ``data``: folder of the evaluation sets, ``peers``: of the peers' models, ``mediapipe``: a Python interpreter that
+    has MediaPipe and this package; without them that part is left out.
+    """
+
+    models: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (640, 320)
+    threads: tuple[int, ...] = (1, 2)
+    faces: tuple[int, ...] = FACE_COUNTS
+    rounds: int = 15
+    data: Path | None = None
+    peers: Path | None = None
+    mediapipe: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {self.rounds}")
+        for faces in self.faces:
+            if faces not in FACE_COUNTS:
+                raise ValueError(f"faces must be among {', '.join(map(str, FACE_COUNTS))}, got {faces}")
+        for threads in self.threads:
+            if threads < 1:
+                raise ValueError(f"threads must be at least 1, got {threads}")
+            choose_cores(threads)
+
+
+def run_bench(options: BenchOptions) -> dict[str, Any]:
+    """Measure everything that is there; what is not is listed under ``missing``, by name and reason.
+
+    Raises:
+        ValueError: if there is nothing to measure.
+    """
+    missing: list[str] = []
+    contenders = our_contenders(options.models, options.sizes, missing)
+    if options.peers:
+        contenders += peer_contenders(options.peers, options.sizes, missing)
+    else:
+        missing.append("peers: --peers names no folder")
+    if options.mediapipe:
+        contenders += mediapipe_contenders()
+    else:
+        missing.append("MediaPipe: --mediapipe names no Python that has it")
+    if not contenders:
+        raise ValueError(f"nothing to measure: {'; '.join(missing)}")
+    pythons = {"mediapipe": options.mediapipe}
+    began, load = datetime.now(timezone.utc), os.getloadavg()
+    latency = {
+        str(threads): time_contenders(contenders, threads, options.faces, options.rounds, pythons, missing)
+        for threads in options.threads
+    }
+    accuracy: dict[str, dict[str, dict[str, float]]] = {}
+    if options.data:
+        accuracy = measure_accuracy(contenders, options.data, pythons, missing)
+    else:
+        missing.append("accuracy: --data names no folder")
+    results = []
+    for contender in contenders:
+        timed = {threads: of[contender.name] for threads, of in latency.items() if contender.name in of}
+        figures = accuracy.get(contender.name, {})
+        if timed or figures:
+            own = {"latency": timed, "accuracy": figures, **weigh(contender)}
+            results.append({**contender.to_dict(), **own})
+    return {
+        "date": began.isoformat(timespec="seconds"),
+        "command": shlex.join(["img2pose-edge", *sys.argv[1:]]),
+        "machine": {**machine(), "load_before": round(load[0], 2)},
+        "image": f"{WIDTH}x{HEIGHT}",
+        "results": results,
+        "missing": list(dict.fromkeys(missing)),
+    }
+
+
+def measure_accuracy(
+    contenders: Sequence[Contender], data: Path, pythons: dict[str, str], missing: list[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures of each contender on each set of ``accuracy.EVALUATIONS``, by name; a contender on each core at a time.
+
+    Contenders that find the same by construction (in another engine, or with a pose beside) are measured once.
+    """
+    sets = []
+    for name, (folder, _) in EVALUATIONS.items():
+        if (data / folder).is_dir():
+            sets.append(name)
+        else:
+            missing.append(f"{name}: no folder {data / folder}")
+    measured_by: dict[tuple[str, ...], Contender] = {}
+    tasks: dict[Contender, list[str]] = {}
+    for contender in contenders:
+        for name in sets:
+            same = _same(contender, name)
+            if same and same not in measured_by:
+                measured_by[same] = contender
+                tasks.setdefault(contender, []).append(name)
+    cores: queue.Queue[list[int]] = queue.Queue()
+    for core in choose_cores():
+        cores.put([core])
+
+    def measure(task: tuple[Contender, list[str]]) -> dict[str, Any]:
+        contender, names = task
+        core = cores.get()
+        try:
+            with Process(contender, pythons.get(contender.engine, sys.executable)) as process:
+                process.load(1, core)
+                return process.ask("evaluate", data=str(data), sets=names)
+        except ContenderError as error:
+            return {"accuracy": {}, "problems": [str(error)]}
+        finally:
+            cores.put(core)
+
+    answers: dict[Contender, dict[str, dict[str, float]]] = {}
+    with ThreadPoolExecutor(cores.qsize()) as pool:
+        measuring = pool.map(measure, tasks.items())
+        for contender in track(list(tasks), "measuring accuracy"):
+            answer = next(measuring)
+            answers[contender] = answer["accuracy"]
+            missing.extend(answer["problems"])
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for contender in contenders:
+        sources = {name: measured_by.get(_same(contender, name)) for name in sets}
+        figures[contender.name] = {
+            name: answers[source][name] for name, source in sources.items() if source and name in answers[source]
+        }
+    return figures
+
+
+def _same(contender: Contender, name: str) -> tuple[str, ...]:
+    """What contenders have in common whose figures on a set are the same; empty if they have none."""
+    if name == "wider":
+        return (name, contender.detection) if contender.scored else ()
+    return (name, contender.detection, contender.pose) if contender.pose != "none" else ()
+
+
+def weigh(contender: Contender) -> dict[str, Any]:
+    """Bytes of its files, and multiply-accumulates for an image of 640x480 with one face."""
+    if not contender.model:
+        return {"bytes": None, "macs": None}
+    path = find_model(contender.model).path if contender.ours else Path(contender.model)
+    files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+    pixels = letterbox(np.zeros((HEIGHT, WIDTH, 3), np.uint8), contender.size, 32)[0]
+    macs = count_macs(path, *pixels.shape[:2])
+    if contender.pose == "b66":
+        files.append(Path(contender.head_pose))
+        head = count_macs(files[-1], 224, 224)
+        macs = None if macs is None or head is None else macs + head
+    return {"bytes": sum(file.stat().st_size for file in files), "macs": macs}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        named = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = named[0].partition(":")[2].strip() if named else processor
+    versions = {}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "processor": processor,
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }

@@ -1,0 +1,70 @@
+"""Two benchmark documents side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from img2pose_edge.benchmarks.figures import AFLW_MAE, Place, pan_error, precision, read, whole_call
+
+FIGURES: dict[str, Place] = {
+    "ms": whole_call(),
+    "network ms": ("latency", "1", "faces", "1", "network_ms"),
+    "peak MB": ("latency", "1", "peak_mb"),
+    **{f"AP {subset}": precision(subset) for subset in ("easy", "medium", "hard")},
+    "AFLW MAE": AFLW_MAE,
+    "P'04 0-60": pan_error(0, 60),
+    "P'04 75-90": pan_error(75, 90),
+}
+"""What is compared (one thread, one face), and where a result holds it."""
+RATIOS = ("ms", "network ms", "peak MB")
+"""Of these the ratio is shown, of the rest the difference."""
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """A document that ``bench`` wrote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no benchmark {path}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        for result in document["results"]:
+            result["name"]
+        document["machine"]["processor"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not what `img2pose-edge bench` writes: {error!r}") from error
+    return dict(document)
+
+
+def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Lines of text: for every contender of both the new figures, and in brackets the ratio (times, memory) or the
+    difference to the old ones; then the contenders of one alone, and the machines where they are not the same."""
+    first, second = ({r["name"]: r for r in d["results"]} for d in (before, after))
+    both = [name for name in first if name in second]
+    width = max([len(name) for name in both], default=4)
+    lines = [f"{'':{width}}  " + "  ".join(f"{name:>15}" for name in FIGURES)]
+    for name in both:
+        cells = [_cell(kind, read(first[name], place), read(second[name], place)) for kind, place in FIGURES.items()]
+        lines.append(f"{name:{width}}  " + "  ".join(f"{text:>15}" for text in cells))
+    for which, one, other in (("first", first, second), ("second", second, first)):
+        alone = [name for name in one if name not in other]
+        if alone:
+            lines.append(f"only in the {which}: {', '.join(alone)}")
+    machines = [d["machine"]["processor"] for d in (before, after)]
+    if machines[0] != machines[1]:
+        lines.append(f"measured on different machines, so times say little: {machines[0]}; {machines[1]}")
+    return "\n".join(lines)
+
+
+def _cell(kind: str, old: float | None, new: float | None) -> str:
+    if new is None or old is None:
+        return "–" if new is None else f"{new:.2f}"
+    if kind in RATIOS:
+        return f"{new:.2f} (x{new / old:.2f})"
+    digits = 3 if kind.startswith("AP") else 2
+    return f"{new:.{digits}f} ({new - old:+.{digits}f})"

@@ -1,0 +1,56 @@
+"""Where a result of the benchmark holds a figure, and what contenders are called in plots and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+Result = dict[str, Any]
+Place = tuple[str, ...]
+SIZE = 640
+"""Longest side of the input that short tables and breakdowns show."""
+AFLW_MAE: Place = ("accuracy", "aflw2000_subset", "mae")
+
+
+def read(result: Result, place: Place) -> float | None:
+    """A figure of a result; ``None`` where it was not measured."""
+    value: Any = result
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def whole_call(faces: int | str = 1, threads: int | str = 1) -> Place:
+    return ("latency", str(threads), "faces", str(faces), "whole_ms")
+
+
+def precision(subset: str) -> Place:
+    return ("accuracy", "wider", f"ap_{subset}")
+
+
+def pan_error(low: int, high: int) -> Place:
+    return ("accuracy", "pointing04", f"yaw_mae_pan_{low}_{high}")
+
+
+def label(result: Result) -> str:
+    """Network, where its pose comes from, and of ours the precision."""
+    pose = {"pnp": " + PnP", "b66": " + b66"}.get(result["pose"], "")
+    return f"{result['network']}{pose}" + (f" {result['precision']}" if result["ours"] else "")
+
+
+def fastest(results: Sequence[Result]) -> list[Result]:
+    """Of each network, pose and precision the engine of the fastest call: ours first, then by time.
+
+    At an input of :data:`SIZE`, or at the only one that a peer takes.
+    """
+    sizes: dict[str, set[int]] = {}
+    for result in results:
+        sizes.setdefault(label(result), set()).add(result["size"])
+    best: dict[str, tuple[float, Result]] = {}
+    for result in results:
+        name, time = label(result), read(result, whole_call())
+        counts = result["size"] == SIZE or SIZE not in sizes[name]
+        if time is not None and counts and time < best.get(name, (math.inf, {}))[0]:
+            best[name] = time, result
+    return [result for _, result in sorted(best.values(), key=lambda b: (not b[1]["ours"], b[0]))]

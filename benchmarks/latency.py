@@ -1,0 +1,155 @@
+"""Time contenders against each other: every one in a process of its own, taking turns on the same cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import IO, Any
+
+import numpy as np
+from img2pose_edge.benchmarks.contenders import Contender
+
+from img2pose_edge.progress import track
+
+
+class ContenderError(Exception):
+    """A contender that could not be loaded or run, named, with the reason."""
+
+
+class Process:
+    """A contender's worker (:mod:`worker`). A context: leaving it ends the process."""
+
+    def __init__(self, contender: Contender, python: str) -> None:
+        self.contender = contender
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
+        self.began = time.perf_counter()
+        self._process = subprocess.Popen(
+            [python, "-m", "img2pose_edge.benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            assert stream is not None
+            stream.close()
+
+    def load(self, threads: int, cores: Sequence[int]) -> float:
+        """Load the contender, bound to these cores; milliseconds that it took. Errors as :meth:`ask`."""
+        fields = {name: getattr(self.contender, name) for name in self.contender.__dataclass_fields__}
+        return float(self.ask("open", contender=fields, threads=threads, cores=list(cores))["load_ms"])
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        """One request and its answer.
+
+        Raises:
+            ContenderError: if the contender failed, or its process died.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except OSError:
+            line = ""
+        answer = json.loads(line) if line else {"error": f"its process died: {_last_line(self._log)}"}
+        if "error" in answer:
+            raise ContenderError(f"{self.contender.name}: {answer['error']}")
+        return dict(answer)
+
+
+def _last_line(log: IO[str]) -> str:
+    log.seek(0)
+    lines = log.read().strip().splitlines()
+    return lines[-1] if lines else "it left no message"
+
+
+def choose_cores(threads: int | None = None) -> list[int]:
+    """The first cores that this process may run on, default all; where the system cannot bind to cores, just numbers.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    bound = hasattr(os, "sched_getaffinity")
+    available = sorted(os.sched_getaffinity(0)) if bound else list(range(os.cpu_count() or 1))
+    if threads is not None and threads > len(available):
+        raise ValueError(f"{threads} threads need as many cores, there are {len(available)}")
+    return available[:threads]
+
+
+def time_contenders(
+    contenders: Sequence[Contender],
+    threads: int,
+    face_counts: Sequence[int],
+    rounds: int,
+    pythons: dict[str, str],
+    missing: list[str],
+) -> dict[str, dict[str, Any]]:
+    """Latency, CPU time and memory of contenders that take turns in random order.
+
+    Args:
+        threads: of each, on as many cores.
+        face_counts: scenes (:mod:`scenes`).
+        rounds: in each of which every contender has a turn on every scene.
+        pythons: interpreters of engines that need one of their own.
+        missing: contenders that fail are named in it and left out.
+
+    Returns:
+        by name: ``load_ms``, ``first_ms``, ``cold_start_ms`` (from the process's start to its first faces),
+        ``peak_mb``, and for each scene under ``faces`` medians ``whole_ms``, ``network_ms``, ``cpu_ms``, the 95th
+        percentile ``p95_ms`` and how many faces were ``found``.
+    """
+    cores, order = choose_cores(threads), random.Random(0)
+    results: dict[str, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        alive: list[Process] = []
+        for contender in track(contenders, f"loading, {threads} thread{'s' * (threads > 1)}"):
+            process = stack.enter_context(Process(contender, pythons.get(contender.engine, sys.executable)))
+            try:
+                loaded = process.load(threads, cores)
+                first = process.ask("first", faces=1)["first_ms"]
+            except ContenderError as error:
+                missing.append(str(error))
+                continue
+            cold = (time.perf_counter() - process.began) * 1e3
+            results[contender.name] = {"load_ms": loaded, "first_ms": first, "cold_start_ms": cold}
+            alive.append(process)
+        samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for _ in track(range(rounds), f"timing {len(alive)} contenders, {threads} thread{'s' * (threads > 1)}"):
+            for faces in face_counts:
+                for process in order.sample(alive, len(alive)):
+                    name = process.contender.name
+                    try:
+                        samples.setdefault((name, faces), []).append(process.ask("turn", faces=faces))
+                    except ContenderError as error:
+                        missing.append(str(error))
+                        alive.remove(process)
+                        del results[name]
+        for process in alive:
+            result = results[process.contender.name]
+            result["faces"] = {str(n): summarize(samples[process.contender.name, n]) for n in face_counts}
+            result["peak_mb"] = process.ask("memory")["peak_mb"]
+    return results
+
+
+def summarize(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians and 95th percentile over all calls of all turns."""
+    together = {k: [v for t in turns for v in t[k]] for k in ("whole_ms", "network_ms", "cpu_ms")}
+    medians = {k: float(np.median(v)) if v else None for k, v in together.items()}
+    return {**medians, "p95_ms": float(np.percentile(together["whole_ms"], 95)), "found": turns[-1]["found"]}

@@ -1,0 +1,87 @@
+"""Another project's ONNX network in ONNX Runtime or OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Attributes:
+    run: (B, 3, H, W) float32 to outputs by name.
+    outputs: their names, in the file's order.
+    size: height and width if the input has no other, else ``None``.
+    """
+
+    run: Callable[[np.ndarray], dict[str, np.ndarray]]
+    outputs: list[str]
+    size: tuple[int, int] | None
+
+
+def open_network(path: Path, threads: int | None, engine: str) -> Network:
+    """Load a network of one input.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the engine is unknown or cannot load it.
+        ImportError: if it is not installed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no model {path}")
+    loaders = dict(zip(ENGINES, (_onnxruntime, _openvino), strict=True))
+    if engine not in loaders:
+        raise ValueError(f"unknown engine {engine!r} for {path.name}: choose one of {', '.join(ENGINES)}")
+    try:
+        return loaders[engine](path, threads)
+    except ImportError:
+        raise
+    except Exception as error:  # every engine has kinds of its own
+        name = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}[engine]
+        raise ValueError(f"{path} is not a model that {name} can load: {error}") from error
+
+
+def _onnxruntime(path: Path, threads: int | None) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    given = session.get_inputs()[0]
+
+    def run(blob: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(None, {given.name: blob}), strict=True))
+
+    return Network(run, names, _fixed(given.shape[2:]))
+
+
+def _openvino(path: Path, threads: int | None) -> Network:
+    from img2pose_edge.engines.ov import core
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled = core().compile_model(str(path), "CPU", config)
+    request = compiled.create_infer_request()
+    # A tensor may have several names; that of the result's node is the file's name of the output.
+    names = [output.node.friendly_name.removesuffix("/sink_port_0") for output in compiled.outputs]
+    shape = compiled.inputs[0].partial_shape
+
+    def run(blob: np.ndarray) -> dict[str, np.ndarray]:
+        request.infer([blob], share_inputs=True)
+        return {name: request.get_tensor(name).data for name in names}
+
+    return Network(run, names, _fixed([d.get_length() if d.is_static else None for d in list(shape)[2:]]))
+
+
+def _fixed(sides: list[Any]) -> tuple[int, int] | None:
+    height, width = sides
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None

@@ -1,0 +1,148 @@
+"""The benchmark's plots: accuracy against latency, and what makes faces hard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from img2pose_edge.benchmarks.figures import (
+    AFLW_MAE,
+    Place,
+    Result,
+    fastest,
+    label,
+    pan_error,
+    precision,
+    read,
+    whole_call,
+)
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+except ImportError as error:
+    raise ImportError('reports need matplotlib: pip install "img2pose-edge[bench]"') from error
+
+MARKERS = {"onnxruntime": "o", "openvino": "s", "tflite": "^", "mediapipe": "D"}
+OURS = ("tab:red", "tab:orange", "tab:pink", "tab:purple")
+THEIRS = ("tab:blue", "tab:green", "tab:cyan", "tab:olive", "tab:brown", "tab:gray")
+TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 2000)
+PANELS: tuple[tuple[str, Place, bool], ...] = (
+    ("WIDER FACE subset, medium: AP", precision("medium"), True),
+    ("WIDER FACE subset, hard: AP", precision("hard"), True),
+    ("AFLW2000-3D subset: mean angle error, degrees", AFLW_MAE, False),
+)
+"""Title, figure, and whether a larger one is better."""
+
+
+def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+    """Indices of those that none beats in both, cheapest first."""
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i])):
+        if not front or gains[i] > gains[front[-1]]:
+            front.append(i)
+    return front
+
+
+def colors(results: Sequence[Result]) -> dict[str, str]:
+    """Of each network: warm ones for ours."""
+    chosen: dict[str, str] = {}
+    for own, palette in ((True, OURS), (False, THEIRS)):
+        networks = list(dict.fromkeys(r["network"] for r in results if r["ours"] == own))
+        chosen |= {name: palette[i % len(palette)] for i, name in enumerate(networks)}
+    return chosen
+
+
+def draw_panel(axes: Axes, results: Sequence[Result], title: str, place: Place, larger_is_better: bool) -> None:
+    """Every contender as a point; those that none beats in both are joined and named."""
+    points = [(r, read(r, whole_call()), read(r, place)) for r in results]
+    shown = [(r, time, value) for r, time, value in points if time is not None and value is not None]
+    palette = colors(results)
+    for result, time, value in shown:
+        color = palette[result["network"]]
+        fill = color if result["ours"] else "none"
+        axes.plot(time, value, MARKERS[result["engine"]], color=color, markerfacecolor=fill, markersize=6.5)
+    sign = 1 if larger_is_better else -1
+    front = [shown[i] for i in pareto([t for _, t, _ in shown], [sign * v for _, _, v in shown])]
+    axes.step([t for _, t, _ in front], [v for _, _, v in front], "k:", where="post", linewidth=1, alpha=0.7)
+    for result, time, value in front:
+        text = f"{label(result)}, {result['size']}"
+        axes.annotate(text, (time, value), xytext=(5, -10), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.1)
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for t in TICKS if low <= t <= high])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("whole call, ms", fontsize=8)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+
+
+def draw_overview(results: Sequence[Result]) -> Figure:
+    """Accuracy against latency: :data:`PANELS`."""
+    figure = Figure(figsize=(13.5, 4.4), layout="constrained")
+    for number, panel in enumerate(PANELS, 1):
+        draw_panel(figure.add_subplot(1, len(PANELS), number), results, *panel)
+
+    def entry(name: str, marker: str, color: str, fill: str) -> Line2D:
+        return Line2D([], [], color=color, marker=marker, markerfacecolor=fill, linestyle="", label=name)
+
+    own = {r["network"] for r in results if r["ours"]}
+    legend = [entry(n, "o", c, c if n in own else "none") for n, c in colors(results).items()]
+    engines = {r["engine"] for r in results}
+    legend += [entry(name, marker, "k", "none") for name, marker in MARKERS.items() if name in engines]
+    figure.legend(handles=legend, loc="outside lower center", ncols=7, fontsize=8)
+    return figure
+
+
+def draw_lines(results: Sequence[Result], places: dict[str, Place], title: str, unit: str, log: bool = False) -> Figure:
+    """Named figures, a line for each contender that has any."""
+    figure = Figure(figsize=(6.6, 3.6), layout="constrained")
+    axes, palette = figure.add_subplot(), colors(results)
+    for result in results:
+        values = [read(result, place) for place in places.values()]
+        if all(v is None for v in values):
+            continue
+        style: dict[str, Any] = {"linestyle": "--" if result["precision"] == "fp32" and result["ours"] else "-"}
+        style |= {"marker": "o" if result["ours"] else ".", "markersize": 5}
+        style |= {"alpha": 0.45} if result["pose"] == "b66" else {}
+        numbers = [math.nan if v is None else v for v in values]
+        axes.plot(list(places), numbers, color=palette[result["network"]], label=label(result), **style)
+    if log:
+        axes.set_yscale("log")
+    axes.set_title(title, fontsize=10)
+    axes.set_ylabel(unit, fontsize=8)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=8)
+    if axes.lines:
+        axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    return figure
+
+
+def draw_breakdowns(results: Sequence[Result]) -> list[Figure]:
+    """By number of faces, size of face, attribute and yaw: of each network its fastest engine."""
+    chosen = fastest(results)
+    counts = sorted({int(n) for r in chosen for n in r["latency"].get("1", {}).get("faces", {})})
+    # A pose network beside does not change boxes.
+    boxes = list({(r["network"], r["precision"]): r for r in reversed(chosen)}.values())[::-1]
+    keys = list(dict.fromkeys(k for r in boxes for k in r["accuracy"].get("wider", {})))
+    parts = [k.removeprefix("ap_") for k in keys if k not in ("ap_easy", "ap_medium", "ap_hard")]
+    sizes = {
+        p.replace("_px_up", " up").removesuffix("_px").replace("_", "-"): precision(p) for p in parts if "_px" in p
+    }
+    attributes = {p.replace("_", " "): precision(p) for p in parts if "_px" not in p}
+    yaws: dict[str, Place] = {}
+    for low, high in ((0, 30), (30, 60), (60, 90)):
+        yaws[f"AFLW\n{low}-{high}"] = ("accuracy", "aflw2000_subset", f"mae_yaw_{low}_{high}")
+    for low, high in ((0, 30), (45, 60), (75, 90)):
+        yaws[f"P'04\n{low}-{high}"] = pan_error(low, high)
+    plots = [
+        draw_lines(chosen, {str(n): whole_call(n) for n in counts}, "Whole call by number of faces", "ms", log=True),
+        draw_lines(boxes, sizes, "WIDER FACE subset: AP by size of face, pixels at 640", "AP"),
+        draw_lines(chosen, yaws, "AFLW2000-3D subset (three angles) and Pointing'04 (yaw) by yaw", "error, degrees"),
+    ]
+    return [*plots, draw_lines(boxes, attributes, "WIDER FACE: AP by attribute", "AP")] if attributes else plots

@@ -1,0 +1,123 @@
+"""The benchmark as a page, a picture and a table to look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from img2pose_edge.benchmarks.figures import (
+    AFLW_MAE,
+    Place,
+    Result,
+    fastest,
+    label,
+    pan_error,
+    precision,
+    read,
+    whole_call,
+)
+from img2pose_edge.benchmarks.plots import draw_breakdowns, draw_overview
+
+from img2pose_edge.files import write_file
+
+try:
+    import jinja2
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError('reports need jinja2 and matplotlib: pip install "img2pose-edge[bench]"') from error
+
+SUBSETS = ("easy", "medium", "hard")
+PANS = ((0, 60), (75, 90))
+
+
+def picture(figure: Figure, kind: str) -> bytes:
+    """A figure as ``svg`` or ``png``."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110)
+    return buffer.getvalue()
+
+
+def embedded(figure: Figure) -> str:
+    """A figure as an image that a page can hold."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture(figure, "svg")).decode()
+
+
+def cell(result: Result, place: Place, digits: int, factor: float = 1.0) -> str:
+    value = read(result, place)
+    return "–" if value is None else f"{value * factor:.{digits}f}"
+
+
+def long_row(result: Result) -> dict[str, str]:
+    """All figures of a contender, by column."""
+    columns = {
+        "model": label(result) + (" (ours)" if result["ours"] else ""),
+        "engine": result["engine"],
+        "input": str(result["size"]),
+        "file MB": cell(result, ("bytes",), 2, 1e-6),
+        "MMACs": cell(result, ("macs",), 0, 1e-6),
+    }
+    for threads, timed in sorted(result["latency"].items()):
+        name = f"{threads} thread" + "s" * (threads != "1")
+        place = ("latency", threads)
+        for faces in timed["faces"]:
+            columns[f"ms, faces: {faces}, {name}"] = cell(result, whole_call(faces, threads), 2)
+        for key, title in (("p95_ms", "p95 ms"), ("network_ms", "network ms"), ("cpu_ms", "CPU ms")):
+            columns[f"{title}, {name}"] = cell(result, (*place, "faces", "1", key), 2)
+        for key, title in (("first_ms", "first frame ms"), ("cold_start_ms", "cold start ms"), ("peak_mb", "peak MB")):
+            columns[f"{title}, {name}"] = cell(result, (*place, key), 0)
+    for subset in SUBSETS:
+        columns[f"AP {subset}"] = cell(result, precision(subset), 3)
+    columns["AFLW MAE"] = cell(result, AFLW_MAE, 2)
+    columns["AFLW missed"] = cell(result, (*AFLW_MAE[:2], "missed"), 0)
+    for low, high in PANS:
+        columns[f"P'04 yaw, pan {low}-{high}"] = cell(result, pan_error(low, high), 2)
+    columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
+    return columns
+
+
+def short_table(document: dict[str, Any]) -> str:
+    """Markdown: of each model and precision its fastest engine, one thread."""
+    head = ["", "engine", "MB", "MMACs", "ms, 1 face", "ms, 50 faces", "AP easy / medium / hard", "AFLW MAE"]
+    head.append("P'04 yaw, pan 0–60 / 75–90")
+    lines = [head, ["---"] * len(head)]
+    for result in fastest(document["results"]):
+        named = f"**{label(result)}**" if result["ours"] else label(result)
+        lines.append([named, result["engine"], cell(result, ("bytes",), 2, 1e-6), cell(result, ("macs",), 0, 1e-6)])
+        lines[-1] += [cell(result, whole_call(faces), 1) for faces in (1, 50)]
+        lines[-1].append(" / ".join(cell(result, precision(s), 3).removeprefix("0") for s in SUBSETS))
+        lines[-1].append(cell(result, AFLW_MAE, 2))
+        lines[-1].append(" / ".join(cell(result, pan_error(*pan), 1) for pan in PANS))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_report(document: dict[str, Any], page: Path) -> list[Path]:
+    """Write the page, and beside it ``.json`` (everything), ``.png`` (the overview) and ``.md`` (the short table)."""
+    results = document["results"]
+    rows = [long_row(result) for result in results]
+    template = resources.files("img2pose_edge.benchmarks").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    overview = draw_overview(results)
+    text = (
+        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            document=document,
+            overview=embedded(overview),
+            breakdowns=[embedded(figure) for figure in draw_breakdowns(results)],
+            columns=list(dict.fromkeys(k for row in rows for k in row)),
+            rows=rows,
+            ours=[result["ours"] for result in results],
+        )
+    )
+    contents = {
+        page: text.encode(),
+        page.with_suffix(".json"): (json.dumps(document, indent=1) + "\n").encode(),
+        page.with_suffix(".png"): picture(overview, "png"),
+        page.with_suffix(".md"): (short_table(document) + "\n").encode(),
+    }
+    for path, data in contents.items():
+        write_file(path, data)
+    return list(contents)

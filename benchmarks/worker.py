@@ -1,0 +1,107 @@
+"""The process that runs one contender: ``python -m img2pose_edge.benchmarks.worker``.
+
+It reads requests as lines of JSON and answers each with one. A process of its own makes memory and cold start those of
+one contender, keeps engines out of each other's threads, and lets one of another interpreter (MediaPipe's) take part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CALLS = 3
+"""Timed calls of a turn, after one that is not: other contenders ran meanwhile, and their data fill the caches."""
+
+
+class Worker:
+    """Answers requests; each method is one kind."""
+
+    def open(self, contender: dict[str, Any], threads: int, cores: list[int]) -> dict[str, Any]:
+        """Load the contender; the process then runs on these cores only, where the system can do that."""
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        began = time.perf_counter()
+        import cv2
+        from img2pose_edge.benchmarks.contenders import Contender, open_contender
+
+        cv2.setNumThreads(threads)
+        self._opened = open_contender(Contender(**contender), threads)
+        self._scenes: dict[int, np.ndarray] = {}
+        return {"load_ms": (time.perf_counter() - began) * 1e3}
+
+    def first(self, faces: int) -> dict[str, Any]:
+        """The first call: engines finish their loading in it."""
+        image = self._scene(faces)
+        began = time.perf_counter()
+        found = self._opened.detect(image, None)
+        return {"first_ms": (time.perf_counter() - began) * 1e3, "found": len(found)}
+
+    def turn(self, faces: int) -> dict[str, Any]:
+        """A few whole calls, and runs of the network alone: milliseconds of each, and CPU time of a whole call."""
+        image = self._scene(faces)
+        network = self._opened.network(image)
+        found = self._opened.detect(image, None)
+        whole, cpu, alone = [], [], []
+        for _ in range(CALLS):
+            cpu_began, began = time.process_time(), time.perf_counter()
+            self._opened.detect(image, None)
+            whole.append((time.perf_counter() - began) * 1e3)
+            cpu.append((time.process_time() - cpu_began) * 1e3)
+        if network:
+            network()
+            for _ in range(CALLS):
+                began = time.perf_counter()
+                network()
+                alone.append((time.perf_counter() - began) * 1e3)
+        return {"whole_ms": whole, "cpu_ms": cpu, "network_ms": alone, "found": len(found)}
+
+    def memory(self) -> dict[str, Any]:
+        """The most memory that the process has held, MB."""
+        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+
+    def evaluate(self, data: str, sets: list[str]) -> dict[str, Any]:
+        """Accuracy on some of the data sets below the folder ``data``; what is missing there is named."""
+        from img2pose_edge.benchmarks.accuracy import EVALUATIONS
+
+        problems: list[str] = []
+        figures = {}
+        for name in sets:
+            folder, protocol = EVALUATIONS[name]
+            try:
+                figures[name] = protocol(self._opened.detect, Path(data) / folder, problems)
+            except (OSError, ValueError, ImportError) as error:
+                problems.append(str(error))
+        return {"accuracy": figures, "problems": problems}
+
+    def _scene(self, faces: int) -> np.ndarray:
+        from img2pose_edge.benchmarks.scenes import scene
+
+        if faces not in self._scenes:
+            self._scenes[faces] = scene(faces)
+        return self._scenes[faces]
+
+
+def main() -> None:
+    """Answer requests on standard input until it ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # engines print to standard output as they like
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:  # whatever a model or its engine raises is the answer
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

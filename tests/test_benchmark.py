@@ -1,0 +1,298 @@
+"""The benchmark: what it counts, what it does with what is missing, what it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from conftest import shared
+from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
+from img2pose_edge.benchmarks.bench import BenchOptions, run_bench
+from img2pose_edge.benchmarks.compare import compare_documents, load_document
+from img2pose_edge.benchmarks.contenders import Contender, our_contenders, peer_contenders
+from img2pose_edge.benchmarks.figures import fastest, read, whole_call
+from img2pose_edge.benchmarks.head_pose import HeadPoseNetwork, with_points
+from img2pose_edge.benchmarks.latency import ContenderError, Process, time_contenders
+from img2pose_edge.benchmarks.macs import count_macs
+from img2pose_edge.benchmarks.peers import Peer, load_peer
+from img2pose_edge.benchmarks.plots import pareto
+from img2pose_edge.benchmarks.report import short_table
+from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
+
+from img2pose_edge import PoseDetector
+from img2pose_edge.cli import main
+from img2pose_edge.manifest import MODELS, bundled_models
+
+Capture = pytest.CaptureFixture[str]
+WEIGHTS = onnx.numpy_helper.from_array
+
+
+def result(name: str, ms: float, ap: float, engine: str = "onnxruntime", **more: Any) -> dict[str, Any]:
+    timed = {"whole_ms": ms, "network_ms": ms / 2, "cpu_ms": ms, "p95_ms": ms, "found": 1}
+    return {
+        "name": f"{name} {engine}",
+        "network": name,
+        "ours": name.startswith("edge"),
+        "engine": engine,
+        "precision": "fp32",
+        "size": 640,
+        "pose": "own",
+        "latency": {
+            "1": {"load_ms": 1.0, "first_ms": 9.0, "cold_start_ms": 99.0, "peak_mb": 50.0, "faces": {"1": timed}}
+        },
+        "accuracy": {"wider": {"ap_easy": ap, "ap_medium": ap, "ap_hard": ap}},
+        "bytes": 1_000_000,
+        "macs": 300_000_000,
+        **more,
+    }
+
+
+def document(*results: dict[str, Any], processor: str = "one") -> dict[str, Any]:
+    return {"results": list(results), "missing": [], "machine": {"processor": processor}}
+
+
+def test_the_front_holds_those_that_none_beats_in_both() -> None:
+    costs, gains = [1.0, 2.0, 3.0, 4.0, 2.0], [0.5, 0.4, 0.7, 0.7, 0.6]
+    assert [(costs[i], gains[i]) for i in pareto(costs, gains)] == [(1.0, 0.5), (2.0, 0.6), (3.0, 0.7)]
+    assert pareto([], []) == []
+
+
+def test_tables_show_the_fastest_engine_of_each() -> None:
+    slow, fast = result("edge-n", 8, 0.7), result("edge-n", 5, 0.7, "openvino")
+    small = result("edge-n", 2, 0.6, size=320)
+    peer = result("RFB-320", 3, 0.5, size=320, pose="none")
+    chosen = fastest([peer, slow, small, fast])
+    assert [(r["network"], r["engine"]) for r in chosen] == [("edge-n", "openvino"), ("RFB-320", "onnxruntime")]
+    lines = short_table(document(slow, fast, peer)).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| **edge-n fp32** | openvino | 1.00 | 300 | 5.0 | – | .700 / .700 / .700 |")
+
+
+def test_two_benchmarks_are_compared(tmp_path: Path, capsys: Capture) -> None:
+    files = []
+    for name, one in {
+        "a": document(result("edge-n", 8, 0.7), result("edge-s", 9, 0.8)),
+        "b": document(result("edge-n", 4, 0.75), result("YuNet", 9, 0.8), processor="two"),
+    }.items():
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(one))
+    assert main(["bench", "--compare", *map(str, files)]) == 0
+    text = capsys.readouterr().out
+    assert text == compare_documents(*(load_document(f) for f in files)) + "\n"
+    assert "4.00 (x0.50)" in text
+    assert "0.750 (+0.050)" in text
+    assert "only in the first: edge-s" in text
+    assert "only in the second: YuNet" in text
+    assert "different machines" in text
+    files[0].write_text("[]")
+    assert main(["bench", "--compare", *map(str, files)]) == 1
+    assert "a.json is not what `img2pose-edge bench` writes" in capsys.readouterr().err
+
+
+def test_multiply_accumulates_by_hand(tmp_path: Path) -> None:
+    conv = WEIGHTS(np.zeros((8, 3, 3, 3), np.float32), "conv")
+    depthwise = WEIGHTS(np.zeros((8, 1, 3, 3), np.float32), "depthwise")
+    matrix = WEIGHTS(np.zeros((16, 5), np.float32), "matrix")
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "conv"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        onnx.helper.make_node("Conv", ["a", "depthwise"], ["b"], pads=[1, 1, 1, 1], group=8),
+        onnx.helper.make_node("MatMul", ["b", "matrix"], ["y"]),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, "h", "w"])]
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    graph = onnx.helper.make_graph(nodes, "by_hand", inputs, outputs, [conv, depthwise, matrix])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "by_hand.onnx")
+    cells = 16 * 16
+    by_hand = cells * (8 * 27 + 8 * 9) + 8 * 16 * 16 * 5
+    assert count_macs(tmp_path / "by_hand.onnx", 32, 32) == by_hand
+    with pytest.raises(ValueError, match=r"cannot read .*none\.onnx"):
+        count_macs(tmp_path / "none.onnx", 32, 32)
+
+
+def test_a_network_does_the_same_work_in_every_format() -> None:
+    def network(name: str) -> str:
+        return name.split("-int8")[0]
+
+    counts: dict[str, set[int | None]] = {}
+    for path in MODELS.glob("*.json"):
+        file = MODELS / json.loads(path.read_text())["file"]
+        counts.setdefault(network(path.stem), set()).add(count_macs(file, 480, 640))
+    assert all(len(found) == 1 and None not in found for found in counts.values()), counts
+
+
+def test_scenes_hold_as_many_faces_as_they_say() -> None:
+    detector = PoseDetector()
+    for faces in FACE_COUNTS:
+        image = scene(faces)
+        assert image.shape == (480, 640, 3)
+        assert len(detector(image)) == faces
+    with pytest.raises(ValueError, match="scenes of 0, 1, 10, 50 faces, not of 7"):
+        scene(7)
+
+
+@pytest.fixture
+def evaluation_data(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """A folder with one image in each set, one label without an image, and one image that is none."""
+    root = tmp_path / "eval"
+    for folder in ("wider", "aflw2000", "pointing04"):
+        (root / folder).mkdir(parents=True)
+        cv2.imwrite(str(root / folder / "one.png"), astronaut)
+        (root / folder / "broken.png").write_bytes(b"no image")
+    box = [178.0, 60.0, 92.0, 110.0]
+    lines = [{"image": n, "boxes_xywh": [box], "easy": [0], "medium": [0], "hard": [0]} for n in FILES]
+    (root / "wider" / "ground_truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = "".join(f"{name},-5,1,3\n" for name in FILES)
+    (root / "aflw2000" / "labels.csv").write_text("image,pitch_deg,yaw_deg,roll_deg\n" + rows)
+    (root / "pointing04" / "labels.csv").write_text("image,pan_deg\n" + "".join(f"{n},0\n" for n in FILES))
+    return root
+
+
+FILES = ("one.png", "absent.png", "broken.png")
+
+
+def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_data: Path, capsys: Capture) -> None:
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    (peers / "yunet_n.onnx").write_bytes(b"no model")
+    report = tmp_path / "out" / "report.html"
+    few = ["--sizes", "320", "--threads", "1", "--faces", "0", "1", "--rounds", "1", "--models", "edge-n", "edge-x"]
+    given = ["--data", str(evaluation_data), "--peers", str(peers), "--mediapipe", sys.executable]
+    assert main(["bench", "--report", str(report), *few, *given]) == 0
+    written = load_document(report.with_suffix(".json"))
+    missing = "\n".join(written["missing"])
+    for name in FILES[1:]:
+        for label in ("WIDER FACE", "AFLW2000-3D", "Pointing'04"):
+            assert any(line.startswith(label) and name in line for line in written["missing"]), (label, name)
+    for text in ("no model 'edge-x'", "SCRFD-500M: no file", "b66: no file", "yunet_n.onnx is not a model that ONNX"):
+        assert text in missing
+    assert "MediaPipe detection" in missing  # it is not installed here
+    assert {r["engine"] for r in written["results"]} >= {"onnxruntime", "openvino"}
+    for one in written["results"]:
+        assert read(one, whole_call(0))
+        assert read(one, whole_call(1))
+        assert one["latency"]["1"]["peak_mb"] > 20
+        assert one["latency"]["1"]["faces"]["0"]["found"] == 0
+        assert one["latency"]["1"]["faces"]["1"]["found"] == 1
+        assert one["accuracy"]["wider"]["ap_easy"] == pytest.approx(1)
+        assert one["accuracy"]["aflw2000_subset"]["faces"] == 1
+        assert one["accuracy"]["pointing04"]["yaw_mae_pan_0_60"] < 8
+        assert one["macs"] == count_macs(MODELS / "edge-n.onnx", 256, 320)
+    page = report.read_text()
+    assert "edge-n fp32 (ours)" in page
+    assert "absent.png" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert report.with_suffix(".md").read_text() in capsys.readouterr().out
+    assert cv2.imread(str(report.with_suffix(".png"))).shape[1] > 1000
+
+
+def test_nothing_to_measure_is_an_error(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["bench", "--models", "edge-x", "--report", str(tmp_path / "r.html")]) == 1
+    assert "nothing to measure: no model 'edge-x'" in capsys.readouterr().err
+    assert main(["bench", "--report", str(tmp_path / "r.pdf")]) == 1
+    assert "must end in .html" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="faces must be among 0, 1, 10, 50, got 3"):
+        BenchOptions(faces=(3,))
+    with pytest.raises(ValueError, match=r"need as many cores"):
+        BenchOptions(threads=(4096,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_bundled_models_take_part_in_every_engine() -> None:
+    missing: list[str] = []
+    ours = our_contenders([], [640], missing)
+    assert {c.model for c in ours} == set(bundled_models())
+    assert {c.engine for c in ours} == {"onnxruntime", "openvino", "tflite"}
+    assert missing == []
+    assert our_contenders(["edge-n-int8-640x480"], [320], missing) == []
+    assert missing == ["edge-n-int8-640x480 at 320: it takes one size only"]
+
+
+def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\necho out of luck >&2\n")
+    (tmp_path / "python").chmod(0o755)
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    died = r"edge-n fp32 onnxruntime 320: its process died: out of luck"
+    with Process(contender, str(tmp_path / "python")) as process, pytest.raises(ContenderError, match=died):
+        process.load(1, [])
+    missing: list[str] = []
+    assert time_contenders([contender], 1, [1], 1, {"onnxruntime": str(tmp_path / "python")}, missing) == {}
+    assert len(missing) == 1
+
+
+def test_ap_is_broken_down_by_size_and_attribute(tmp_path: Path) -> None:
+    """Two faces of 20 and 80 pixels at 640, of which the larger one, blurred, is found."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((480, 1280, 3), np.uint8))
+    faces = [[100, 100, 160, 160], [600, 100, 40, 40]]
+    truth = {"image": "a.png", "boxes_xywh": faces, "easy": [0], "medium": [0, 1], "hard": [0, 1]}
+    (tmp_path / "ground_truth.jsonl").write_text(json.dumps(truth))
+
+    def detect(image: np.ndarray, threshold: float | None) -> list[Found]:
+        return [Found(0.9, np.array([100.0, 100, 260, 260])), Found(0.5, np.array([900.0, 300, 940, 340]))]
+
+    figures = evaluate_wider(detect, tmp_path)
+    assert figures["ap_easy"] == pytest.approx(1)
+    assert figures["ap_medium"] == pytest.approx(0.5)
+    assert figures["ap_64_px_up"] == pytest.approx(1)
+    assert figures["ap_16_32_px"] == 0
+    assert np.isnan(figures["ap_8_16_px"])
+    assert not any("blur" in name for name in figures)
+    (tmp_path / "wider_face_split").mkdir()
+    listed = tmp_path / "wider_face_split" / "wider_face_val_bbx_gt.txt"
+    listed.write_text("0--Parade/a.png\n2\n100 100 160 160 2 0 0 0 1 0\n600 100 40 40 0 0 1 0 1 0\n")
+    figures = evaluate_wider(detect, tmp_path)
+    assert figures["ap_blur_2"] == pytest.approx(1)
+    assert figures["ap_blur_0"] == 0
+    assert figures["ap_occlusion_1"] == pytest.approx(0.5)
+    listed.write_text("0--Parade/a.png\n2\n100 100 160 160 2 0 0 0 1 0\n")
+    with pytest.raises(ValueError, match=r"val_bbx_gt\.txt, line 3: expected 2 rows of 10 numbers"):
+        evaluate_wider(detect, tmp_path)
+
+
+def test_rfb_reaches_its_known_figures() -> None:
+    figures = evaluate_wider(Peer(shared("peers/ultralight_rfb_320.onnx")), shared("data/eval/wider"))
+    for subset, known in {"easy": 0.792, "medium": 0.699, "hard": 0.444}.items():
+        assert figures[f"ap_{subset}"] == pytest.approx(known, abs=0.0065)
+
+
+def test_peers_get_poses_by_points_and_by_a_network() -> None:
+    yunet = load_peer(shared("peers/yunet_n.onnx"))
+    data = shared("data/eval")
+    by_points = evaluate_aflw2000(with_points(yunet), data / "aflw2000")
+    assert by_points["missed"] == 0
+    assert 3 < by_points["mae"] < 8
+    by_network = evaluate_aflw2000(HeadPoseNetwork(shared("peers/headpose_b66.onnx")).posed(yunet), data / "aflw2000")
+    assert by_network["mae"] < 2.72  # known for 75 frames with tighter crops
+    with pytest.raises(ValueError, match="is no head pose network"):
+        HeadPoseNetwork(shared("peers/yunet_n.onnx"))
+
+
+def test_peers_find_the_same_in_either_engine() -> None:
+    folder, image = shared("peers/yunet_n.onnx").parent, scene(1)
+    for file in ("yunet_n.onnx", "scrfd_500m_kps.onnx", "ultralight_rfb_320.onnx"):
+        (first,), (second,) = (Peer(folder / file, engine=e)(image, None) for e in ("onnxruntime", "openvino"))
+        np.testing.assert_allclose(first.box, second.box, atol=0.01)
+        assert first.score == pytest.approx(second.score, abs=1e-4)
+    missing: list[str] = []
+    names = [c.name for c in peer_contenders(folder, [640, 320], missing)]
+    assert len(names) == len(set(names)) == 28
+    assert missing == []
+
+
+def test_strict_evaluation_stops_at_a_missing_image(evaluation_data: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.png"):
+        evaluate_pointing04(lambda image, threshold: [], evaluation_data / "pointing04")
+
+
+def test_run_bench_without_data_says_so() -> None:
+    options = BenchOptions(models=("edge-n-int8-ov",), sizes=(320,), threads=(1,), faces=(1,), rounds=1)
+    found = run_bench(options)
+    assert [r["name"] for r in found["results"]] == ["edge-n int8 openvino 320"]
+    assert found["results"][0]["accuracy"] == {}
+    assert any(line.startswith("accuracy") for line in found["missing"])
