@@ -17,6 +17,8 @@ YUNET_NMS, SCRFD_NMS, RFB_NMS = 0.3, 0.4, 0.5
 """As OpenCV's FaceDetectorYN, InsightFace and the Ultra-Light detector's own code use them."""
 YUNET_SCORE, SCRFD_SCORE, RFB_SCORE = 0.6, 0.5, 0.7
 STRIDES = (8, 16, 32)
+MOST = 1000
+"""Boxes that go into NMS at most, the best ones."""
 SCRFD_ANCHORS = 2
 """Anchors in a cell, both at its top-left corner."""
 
@@ -77,8 +79,9 @@ class Peer:
         maps = self.network.run(blob)
         least = self.score if threshold is None else threshold
         scores, boxes, points = self._decode(maps, blob.shape[2:], least)
+        best = np.argsort(-scores, kind="stable")[:MOST]
         boxes = boxes / np.tile(scale, 2)
-        keep = non_maximum_suppression(boxes, scores, self._overlap)
+        keep = best[non_maximum_suppression(boxes[best], scores[best], self._overlap)]
         marks = [None if points is None else points[i] / scale for i in keep]
         return [Found(float(scores[i]), boxes[i], landmarks=mark) for i, mark in zip(keep, marks, strict=True)]
 
