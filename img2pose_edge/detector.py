@@ -16,7 +16,7 @@ from img2pose_edge.engines import Engine, choose_engine, load_engine
 from img2pose_edge.face import Face
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression
-from img2pose_edge.pose_references import load_reference, project_face_box
+from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
 
 MAX_CANDIDATES = 2000
@@ -178,7 +178,7 @@ def make_faces(
     nms_iou: float,
     boxes: np.ndarray | None = None,
 ) -> list[Face]:
-    """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS, landmarks.
+    """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS.
 
     Args:
         scores, center, size, local: (N,), (N, 2), (N,), (N, 3, 3), best first (``decode.candidates``).
@@ -200,9 +200,8 @@ def make_faces(
     rotation, translation, local = rotation[keep], translation[keep], local[keep]
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    landmarks = geometry.project(load_reference().points68, rotation, translation, intrinsics)
     return [
-        Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], landmarks[i], intrinsics)
+        Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], intrinsics)
         for i, k in enumerate(keep)
     ]
 

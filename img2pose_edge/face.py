@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from img2pose_edge.geometry import FACE_UNIT_MM
+from img2pose_edge.geometry import FACE_UNIT_MM, project
+from img2pose_edge.pose_references import load_reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,6 @@ class Face:
         rotation: (3, 3) camera rotation: ``X_camera = rotation @ X_face + translation``.
         local_rotation: (3, 3) rotation as a crop around the face shows it.
         angles: (3,) pitch, yaw, roll in degrees of the local rotation, 300W-LP convention.
-        landmarks68: (68, 2) projected iBUG points, image pixels.
         intrinsics: (3, 3) camera that the pose refers to.
     """
 
@@ -31,8 +32,12 @@ class Face:
     rotation: np.ndarray
     local_rotation: np.ndarray
     angles: np.ndarray
-    landmarks68: np.ndarray
     intrinsics: np.ndarray
+
+    @cached_property
+    def landmarks68(self) -> np.ndarray:
+        """(68, 2) projected iBUG points, image pixels."""
+        return project(load_reference().points68, self.rotation, self.translation, self.intrinsics)
 
     @property
     def translation(self) -> np.ndarray:

@@ -179,9 +179,20 @@ def test_execution_providers_are_chosen_by_what_is_there(monkeypatch: pytest.Mon
 
 
 def test_engine_options_reach_the_engine(astronaut: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"(?s)openvino refuses edge-n\.onnx or its options: .*NO_SUCH_OPTION"):
+    with pytest.raises(
+        ValueError, match=r"(?s)openvino refuses edge-n\.onnx, its options or this image: .*NO_SUCH_OPTION"
+    ):
         PoseDetector("edge-n", engine="openvino", engine_options={"NO_SUCH_OPTION": "1"})(astronaut)
     assert_astronaut(PoseDetector(engine="openvino", engine_options={"NUM_STREAMS": 1})(astronaut))
+
+
+def test_openvino_finds_the_same_in_images_of_any_size_and_order(astronaut: np.ndarray) -> None:
+    """It is compiled for the first image's size, and otherwise for all others."""
+    images = [astronaut, astronaut[:, 64:-64], cv2.resize(astronaut, (320, 320)), astronaut]
+    together = PoseDetector("edge-n-int8-ov", engine="openvino")
+    for image in images:
+        (face,), (alone,) = together(image), PoseDetector("edge-n-int8-ov", engine="openvino")(image)
+        np.testing.assert_allclose(face.pose, alone.pose, atol=1e-6)
 
 
 def test_signals_are_survived_after_openvino_is_gone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -25,11 +26,12 @@ from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.augment import Composer, Placement, Sample, place_faces
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
+from img2pose_edge.training.grow import grow
 from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
-from img2pose_edge.training.networks import build_network
+from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
-from img2pose_edge.training.networks.edge import CONFIGS, STRIDES
+from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, EdgeNet
 from img2pose_edge.training.objective import edge_loss
 from img2pose_edge.training.targets import assign, flatten_maps, ignored_cells, lay_out_cells
 from img2pose_edge.training.validation import detect_with
@@ -352,12 +354,30 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
 
 
 def test_the_bundled_model_is_the_committed_checkpoint(astronaut: np.ndarray) -> None:
-    state = load_checkpoint(Path(__file__).parents[1] / "checkpoints/edge-n.pt")
-    network = build_network(state["network"])
-    network.load_state_dict(state["weights"])
-    theirs = detect_with(network.eval(), astronaut, torch.device("cpu"))[0]
+    _, network = load_network(Path(__file__).parents[1] / "checkpoints/edge-n.pt")
+    theirs = detect_with(network, astronaut, torch.device("cpu"))[0]
     ours = PoseDetector("edge-n")(astronaut)[0]
     np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
+
+
+def test_a_network_begins_as_a_smaller_one(tiny_data: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
+    """It finds the same before it has learnt anything; its weights are others, or repeated ones would stay alike."""
+    small = tmp_path / "small.pt"
+    trained = load_checkpoint(Path(__file__).parents[1] / "checkpoints/edge-n.pt")
+    save_checkpoint(trained, small)
+    (before,) = detect_with(load_network(small)[1], astronaut, torch.device("cpu"))[:1]
+    options = dataclasses.replace(small_options(1), network="edge-s", learning_rate=1e-9)
+    state = load_checkpoint(train(tiny_data, tmp_path / "grown", options, initial=small, workers=0))
+    assert state["config"] == dataclasses.asdict(CONFIGS["edge-s"])
+    large = build_network("edge-s")
+    large.load_state_dict(state["raw_weights"])
+    (after,) = detect_with(large.eval(), astronaut, torch.device("cpu"))[:1]
+    np.testing.assert_allclose(after.box, before.box, atol=4)
+    np.testing.assert_allclose(after.angles, before.angles, atol=4)
+    weights = state["raw_weights"]["laterals.0.0.weight"].flatten(1)
+    assert len(torch.unique(weights, dim=0)) == len(weights)
+    with pytest.raises(ValueError, match="a network cannot begin as a wider one: 96 channels do not fit into 64"):
+        grow(large, EdgeNet(dataclasses.replace(CONFIGS["edge-s"], head=64)))
 
 
 def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

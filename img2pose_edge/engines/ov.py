@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,13 @@ class OpenVinoEngine:
         key = None if self._requests else shape
         if key not in self._requests:
             network = core().read_model(self._path)
-            if key:
-                network.reshape(list(key))
-            compiled = core().compile_model(network, "CPU", self._config)
+            try:
+                if key:
+                    network.reshape(list(key))
+                compiled = core().compile_model(network, "CPU", self._config)
+            except RuntimeError as error:
+                name = Path(self._path).name
+                raise ValueError(f"openvino refuses {name}, its options or this image: {error}") from error
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
 

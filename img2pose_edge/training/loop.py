@@ -118,22 +118,31 @@ def build_objective(network: nn.Module, options: TrainOptions, device: torch.dev
     return FullObjective(network, options.proposals)
 
 
-def begin_with(network: nn.Module, options: TrainOptions, initial: Path) -> None:
-    """Take over a checkpoint's weights; an edge network takes those of one that is not wider, too (:func:`grow`).
+def begin(options: TrainOptions, initial: Path | None, last: Path) -> nn.Module:
+    """The network that a run trains: new, with weights of ``initial``, or of the shape that ``last`` was saved in.
+
+    An edge network takes the weights of one of another shape that is not wider, too (:func:`grow`); to be fine-tuned
+    for int8 it keeps the shape that it has.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_network`; if the weights are of another kind of network.
     """
+    if last.exists():
+        return build_network(options.network, load_checkpoint(last).get("config"))
+    network = build_network(options.network)
+    if not initial:
+        return network
     source, trained = load_network(initial)
-    if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet):
-        if network.config == trained.config:
-            network.load_state_dict(source["weights"])
-        else:
-            grow(trained, network, options.seed)
-    elif source["network"] == options.network:
-        network.load_state_dict(source["weights"])
-    else:
+    edges = isinstance(network, EdgeNet) and isinstance(trained, EdgeNet)
+    if source["network"] != options.network and (options.int8 or not edges):
         raise ValueError(f"{initial} holds {source['network']}, not {options.network}")
+    if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet) and network.config != trained.config:
+        if options.int8:
+            return trained
+        grow(trained, network, options.seed)
+    else:
+        network.load_state_dict(source["weights"])
+    return network
 
 
 SHOWN_PICTURES = 64
@@ -220,7 +229,7 @@ def train(
         data: folder with ``labels.jsonl`` and ``images/``, or an ``.lmdb`` of :mod:`prepare`.
         run: folder for ``last.pt`` (full state), ``best.pt`` and ``metrics.csv``.
         options: what to train.
-        initial: checkpoint whose weights a new run starts from (fine-tuning).
+        initial: checkpoint whose weights a new run starts from (:func:`begin`).
         cache: folder for decoded pixels, default ``run``.
         device: ``cpu`` or ``cuda``; default CUDA where there is one.
         workers: loader processes.
@@ -248,16 +257,15 @@ def train(
     training, held_out = split(records)
     composer = Composer(records, pixels, training, options.crop_size, options.seed)
 
-    network = build_network(options.network)
-    if initial and not (run / "last.pt").exists():
-        begin_with(network, options, initial)
+    last = run / "last.pt"
+    network = begin(options, initial, last)
     shape = network.config if isinstance(network, EdgeNet) else None
     if options.int8:
-        if not initial and not (run / "last.pt").exists():
+        if not initial and not last.exists():
             raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
         network = quantizable(network, options, [composer[i].image for i in range(SHOWN_PICTURES)])
     objective = build_objective(network, options, where)
-    if not initial and not (run / "last.pt").exists():
+    if not initial and not last.exists():
         objective.prepare([records[i] for i in training])
     network = network.to(where).to(memory_format=torch.channels_last)
     average = {name: value.clone() for name, value in network.state_dict().items()}
@@ -268,7 +276,7 @@ def train(
         else torch.optim.AdamW(groups, options.learning_rate)
     )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, patience=3, threshold=1e-3)
-    start, best, stale, last = 0, -math.inf, 0, run / "last.pt"
+    start, best, stale = 0, -math.inf, 0
     if last.exists():
         state = load_checkpoint(last)
         before = asdict(TrainOptions()) | state["options"]  # options newer than the run had their defaults
