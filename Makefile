@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench evaluate clean test-arm64
+.PHONY: demo test lint bench benchmark evaluate clean test-arm64
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -21,6 +21,16 @@ lint: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python -m pytest tests/test_speed.py --benchmark-only --benchmark-columns=min,median,iqr,rounds
+
+# Beside our models: peers, whose models are the user's, and MediaPipe, which wants another numpy and so a venv of its own.
+benchmark: .venv/.dev .cache/mediapipe/.done
+	$(BIN)/img2pose-edge bench --data $(DATA)/eval --peers $(DATA)/../peers \
+		--mediapipe .cache/mediapipe/bin/python --report docs/benchmark.html
+
+.cache/mediapipe/.done: pyproject.toml
+	$(PYTHON) -m venv .cache/mediapipe
+	.cache/mediapipe/bin/python -m pip install --quiet --disable-pip-version-check -e . scikit-image mediapipe==0.10.21
+	touch $@
 
 evaluate: .venv/.dev
 	$(BIN)/img2pose-edge evaluate --data $(DATA)/eval

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.decode import candidates
@@ -50,8 +51,11 @@ def test_overhead(benchmark: Any, faces: int) -> None:
         assert benchmark.stats.stats.min < 0.001
 
 
-def test_whole_call(benchmark: Any, astronaut: np.ndarray) -> None:
-    detector = PoseDetector(threads=1)
-    image = cv2.copyMakeBorder(astronaut[:480], 0, 0, 64, 64, cv2.BORDER_REPLICATE)
-    assert image.shape == (480, 640, 3)
-    benchmark.pedantic(detector, (image,), rounds=30, warmup_rounds=3)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("faces", FACE_COUNTS)
+def test_whole_call(benchmark: Any, faces: int, threads: int) -> None:
+    """Peers, other engines and sizes: ``img2pose-edge bench``."""
+    cv2.setNumThreads(threads)
+    detector = PoseDetector(threads=threads)
+    assert len(benchmark.pedantic(detector, (scene(faces),), rounds=30, warmup_rounds=3)) == faces
+    benchmark.extra_info |= {"faces": faces, "threads": threads}
