@@ -55,7 +55,8 @@ class Contender:
     @property
     def name(self) -> str:
         pose = {"own": "", "none": "", "pnp": " + PnP", "b66": " + b66"}[self.pose]
-        return f"{self.network}{pose} {self.precision} {self.engine} {self.size}"
+        what = Path(self.model).stem if self.ours else self.network
+        return f"{what}{pose} {self.engine} {self.size}"
 
     @property
     def detection(self) -> str:

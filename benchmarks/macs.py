@@ -28,7 +28,7 @@ def count_macs(path: Path, height: int, width: int) -> int | None:
         model = core().read_model(str(path))
     except Exception as error:
         raise ValueError(f"OpenVINO cannot read {path}: {error}") from error
-    shape = model.inputs[0].partial_shape
+    shape = model.inputs[0].get_partial_shape()
     if shape.is_dynamic:
         channels_last = not shape[1].is_static or shape[1].get_length() != 3
         model.reshape([1, height, width, 3] if channels_last else [1, 3, height, width])

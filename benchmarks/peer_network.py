@@ -64,22 +64,18 @@ def _onnxruntime(path: Path, threads: int | None) -> Network:
 
 
 def _openvino(path: Path, threads: int | None) -> Network:
-    from img2pose_edge.engines.ov import core
+    from img2pose_edge.engines.ov import Compiled
 
-    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads is not None:
-        config["INFERENCE_NUM_THREADS"] = threads
-    compiled = core().compile_model(str(path), "CPU", config)
-    request = compiled.create_infer_request()
+    compiled = Compiled(path, threads, {})
     # A tensor may have several names; that of the result's node is the file's name of the output.
-    names = [output.node.friendly_name.removesuffix("/sink_port_0") for output in compiled.outputs]
-    shape = compiled.inputs[0].partial_shape
+    names = [output.node.friendly_name.removesuffix("/sink_port_0") for output in compiled.model.outputs]
+    shape = list(compiled.model.inputs[0].get_partial_shape())
 
     def run(blob: np.ndarray) -> dict[str, np.ndarray]:
-        request.infer([blob], share_inputs=True)
+        request = compiled.infer(blob)
         return {name: request.get_tensor(name).data for name in names}
 
-    return Network(run, names, _fixed([d.get_length() if d.is_static else None for d in list(shape)[2:]]))
+    return Network(run, names, _fixed([side.get_length() if side.is_static else None for side in shape[2:]]))
 
 
 def _fixed(sides: list[Any]) -> tuple[int, int] | None:

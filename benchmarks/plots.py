@@ -55,11 +55,12 @@ def colors(results: Sequence[Result]) -> dict[str, str]:
     return chosen
 
 
-def draw_panel(axes: Axes, results: Sequence[Result], title: str, place: Place, larger_is_better: bool) -> None:
+def draw_panel(
+    axes: Axes, results: Sequence[Result], palette: dict[str, str], title: str, place: Place, larger_is_better: bool
+) -> None:
     """Every contender as a point; those that none beats in both are joined and named."""
     points = [(r, read(r, whole_call()), read(r, place)) for r in results]
     shown = [(r, time, value) for r, time, value in points if time is not None and value is not None]
-    palette = colors(results)
     for result, time, value in shown:
         color = palette[result["network"]]
         fill = color if result["ours"] else "none"
@@ -86,7 +87,7 @@ def draw_overview(results: Sequence[Result]) -> Figure:
     """Accuracy against latency: :data:`PANELS`."""
     figure = Figure(figsize=(13.5, 4.4), layout="constrained")
     for number, panel in enumerate(PANELS, 1):
-        draw_panel(figure.add_subplot(1, len(PANELS), number), results, *panel)
+        draw_panel(figure.add_subplot(1, len(PANELS), number), results, colors(results), *panel)
 
     def entry(name: str, marker: str, color: str, fill: str) -> Line2D:
         return Line2D([], [], color=color, marker=marker, markerfacecolor=fill, linestyle="", label=name)
@@ -99,10 +100,17 @@ def draw_overview(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def draw_lines(results: Sequence[Result], places: dict[str, Place], title: str, unit: str, log: bool = False) -> Figure:
-    """Named figures, a line for each contender that has any."""
+def draw_lines(
+    results: Sequence[Result],
+    palette: dict[str, str],
+    places: dict[str, Place],
+    title: str,
+    unit: str,
+    log: bool = False,
+) -> Figure | None:
+    """Named figures, a line for each contender that has any; ``None`` if there is none."""
     figure = Figure(figsize=(6.6, 3.6), layout="constrained")
-    axes, palette = figure.add_subplot(), colors(results)
+    axes = figure.add_subplot()
     for result in results:
         values = [read(result, place) for place in places.values()]
         if all(v is None for v in values):
@@ -112,14 +120,15 @@ def draw_lines(results: Sequence[Result], places: dict[str, Place], title: str, 
         style |= {"alpha": 0.45} if result["pose"] == "b66" else {}
         numbers = [math.nan if v is None else v for v in values]
         axes.plot(list(places), numbers, color=palette[result["network"]], label=label(result), **style)
+    if not axes.lines:
+        return None
     if log:
         axes.set_yscale("log")
     axes.set_title(title, fontsize=10)
     axes.set_ylabel(unit, fontsize=8)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
-    if axes.lines:
-        axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
+    axes.legend(fontsize=7, bbox_to_anchor=(1.01, 1), loc="upper left")
     return figure
 
 
@@ -140,9 +149,11 @@ def draw_breakdowns(results: Sequence[Result]) -> list[Figure]:
         yaws[f"AFLW\n{low}-{high}"] = ("accuracy", "aflw2000_subset", f"mae_yaw_{low}_{high}")
     for low, high in ((0, 30), (45, 60), (75, 90)):
         yaws[f"P'04\n{low}-{high}"] = pan_error(low, high)
+    palette, number = colors(results), {str(n): whole_call(n) for n in counts}
     plots = [
-        draw_lines(chosen, {str(n): whole_call(n) for n in counts}, "Whole call by number of faces", "ms", log=True),
-        draw_lines(boxes, sizes, "WIDER FACE subset: AP by size of face, pixels at 640", "AP"),
-        draw_lines(chosen, yaws, "AFLW2000-3D subset (three angles) and Pointing'04 (yaw) by yaw", "error, degrees"),
+        draw_lines(chosen, palette, number, "Whole call by number of faces", "ms", log=True),
+        draw_lines(boxes, palette, sizes, "WIDER FACE subset: AP by size of face, pixels at 640", "AP"),
+        draw_lines(chosen, palette, yaws, "AFLW2000-3D subset (three angles), Pointing'04 (yaw)", "error, degrees"),
+        draw_lines(boxes, palette, attributes, "WIDER FACE: AP by attribute", "AP"),
     ]
-    return [*plots, draw_lines(boxes, attributes, "WIDER FACE: AP by attribute", "AP")] if attributes else plots
+    return [plot for plot in plots if plot]

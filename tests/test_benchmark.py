@@ -218,7 +218,7 @@ def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("#!/bin/sh\necho out of luck >&2\n")
     (tmp_path / "python").chmod(0o755)
     contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
-    died = r"edge-n fp32 onnxruntime 320: its process died: out of luck"
+    died = r"edge-n onnxruntime 320: its process died: out of luck"
     with Process(contender, str(tmp_path / "python")) as process, pytest.raises(ContenderError, match=died):
         process.load(1, [])
     missing: list[str] = []
@@ -293,6 +293,6 @@ def test_strict_evaluation_stops_at_a_missing_image(evaluation_data: Path) -> No
 def test_run_bench_without_data_says_so() -> None:
     options = BenchOptions(models=("edge-n-int8-ov",), sizes=(320,), threads=(1,), faces=(1,), rounds=1)
     found = run_bench(options)
-    assert [r["name"] for r in found["results"]] == ["edge-n int8 openvino 320"]
+    assert [r["name"] for r in found["results"]] == ["edge-n-int8-ov openvino 320"]
     assert found["results"][0]["accuracy"] == {}
     assert any(line.startswith("accuracy") for line in found["missing"])

@@ -180,7 +180,7 @@ def test_execution_providers_are_chosen_by_what_is_there(monkeypatch: pytest.Mon
 
 def test_engine_options_reach_the_engine(astronaut: np.ndarray) -> None:
     with pytest.raises(
-        ValueError, match=r"(?s)openvino refuses edge-n\.onnx, its options or this image: .*NO_SUCH_OPTION"
+        ValueError, match=r"(?s)openvino refuses edge-n\.onnx, its options or an input of .*NO_SUCH_OPTION"
     ):
         PoseDetector("edge-n", engine="openvino", engine_options={"NO_SUCH_OPTION": "1"})(astronaut)
     assert_astronaut(PoseDetector(engine="openvino", engine_options={"NUM_STREAMS": 1})(astronaut))

@@ -22,39 +22,54 @@ def core() -> openvino.Core:
     return openvino.Core()
 
 
-class OpenVinoEngine:
-    """A network compiled for the size of its first image, which makes it a fifth faster, and once more for all others
+class Compiled:
+    """A network compiled for the size of its first input, which makes it a fifth faster, and once more for all others
     when the first of these comes."""
 
-    def __init__(self, model: Model, threads: int | None, provider: str, options: dict[str, Any]) -> None:
+    def __init__(self, path: Path, threads: int | None, options: dict[str, Any]) -> None:
         # Left alone, OpenVINO computes in bfloat16 where the CPU can, which moves faces and poses.
         self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", **options}
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = threads
-        self._path = str(model.path)
-        self._names = model.output_names
-        check_outputs(self._names, [n for o in core().read_model(self._path).outputs for n in o.names])
+        self._path = path
+        self.model = core().read_model(str(path))
         self._requests: dict[tuple[int, ...] | None, Any] = {}
+
+    def infer(self, values: np.ndarray) -> Any:
+        """Run the network of one input; returns the request, which holds the outputs.
+
+        Raises:
+            ValueError: if OpenVINO refuses the network, its options or the input's shape.
+        """
+        request = self._request(values.shape)
+        request.infer([values], share_inputs=True)
+        return request
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape in self._requests:
             return self._requests[shape]
         key = None if self._requests else shape
         if key not in self._requests:
-            network = core().read_model(self._path)
+            network = core().read_model(str(self._path))
             try:
                 if key:
                     network.reshape(list(key))
                 compiled = core().compile_model(network, "CPU", self._config)
             except RuntimeError as error:
-                name = Path(self._path).name
-                raise ValueError(f"openvino refuses {name}, its options or this image: {error}") from error
+                refused = f"openvino refuses {self._path.name}, its options or an input of {shape}"
+                raise ValueError(f"{refused}: {error}") from error
             self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
 
+
+class OpenVinoEngine:
+    def __init__(self, model: Model, threads: int | None, provider: str, options: dict[str, Any]) -> None:
+        self._network = Compiled(model.path, threads, options)
+        self._names = model.output_names
+        check_outputs(self._names, [name for output in self._network.model.outputs for name in output.names])
+
     def run(self, image: np.ndarray) -> list[np.ndarray]:
-        request = self._request(image.shape)
-        request.infer([image], share_inputs=True)
+        request = self._network.infer(image)
         return [request.get_tensor(name).data for name in self._names]
 
 
