@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 
 from img2pose_edge import PoseDetector
+from img2pose_edge.cli import main
+from img2pose_edge.rows import read_rows
 from img2pose_edge.video import Source, VideoWriter
 
 av = pytest.importorskip("av")
@@ -180,6 +183,7 @@ def test_a_killed_writer_leaves_a_video_that_plays(tmp_path: Path) -> None:
     code = f"""
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 import numpy as np
 from img2pose_edge.video import VideoWriter
@@ -227,3 +231,63 @@ def test_a_detector_streams(astronaut: np.ndarray, tmp_path: Path) -> None:
     found = [(frame.index, len(faces)) for frame, faces in PoseDetector(threads=1).stream(folder)]
     assert [i for i, _ in found] == [0, 1, 2]
     assert all(count == 1 for _, count in found)
+
+
+@pytest.fixture
+def people(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """Twelve frames of a photograph that moves to the left."""
+    path = tmp_path / "people.mp4"
+    with VideoWriter(path, (320, 320), 25) as writer:
+        for number in range(12):
+            writer.write(astronaut[:320, 4 * number : 4 * number + 320], number / 25)
+    return path
+
+
+def test_the_command_writes_video_and_tables(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, table, lines = tmp_path / "out.mp4", tmp_path / "out.csv", tmp_path / "out.jsonl"
+    arguments = ["--csv", str(table), "--jsonl", str(lines), "--smooth", "--every", "2", "--threads", "1"]
+    assert main(["video", str(people), "--out", str(out), *arguments]) == 0
+    assert "12 frames, 6 faces" in capsys.readouterr().out
+    rows = read_rows(table)
+    assert rows == read_rows(lines)
+    assert [row["frame"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    assert {row["id"] for row in rows} == {0}
+    assert all(later["x1"] < former["x1"] for former, later in pairwise(rows))
+    np.testing.assert_allclose(times(out), times(people), atol=1e-4)
+    with Source(out) as drawn, Source(people) as plain:
+        changed = [np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(drawn, plain, strict=True)]
+    assert min(changed) > 1
+
+
+def test_ctrl_c_ends_with_whole_files(people: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "out.mp4", tmp_path / "out.csv"
+    many = tmp_path / "many"
+    many.mkdir()
+    with Source(people) as source:
+        image = next(iter(source)).image
+    for number in range(400):
+        cv2.imwrite(str(many / f"{number:03}.jpg"), image)
+    command = ["-m", "img2pose_edge.cli", "video", str(many), "--out", str(out), "--csv", str(table), "--threads", "1"]
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    for _ in range(400):
+        if table.exists() and table.stat().st_size > 1000:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in printed
+    rows = read_rows(table)
+    assert 0 < len(rows) < 400
+    assert abs(len(times(out)) - len(rows)) <= 1
+
+
+def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, what in (
+        ([str(people)], "nothing to write or send"),
+        ([str(people), "--csv", str(tmp_path / "a.csv"), "--every", "0"], "every must be at least 1, got 0"),
+        ([str(people), "--csv", str(tmp_path / "a.txt")], ".csv"),
+        (["absent.mp4", "--csv", str(tmp_path / "a.csv")], "no video absent.mp4"),
+    ):
+        assert main(["video", *arguments]) == 1
+        assert what in capsys.readouterr().err
