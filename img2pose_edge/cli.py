@@ -18,6 +18,7 @@ from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
 from img2pose_edge.files import write_file
+from img2pose_edge.live.command import add_live_parser
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
@@ -453,6 +454,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--osc", metavar="HOST:PORT", help="send poses by OSC")
     add_detector_options(p)
     p.set_defaults(do=video)
+
+    add_detector_options(add_live_parser(commands))
 
     p = commands.add_parser("demo", help="annotate the astronaut photograph of scikit-image")
     p.add_argument("--out", type=Path, default=Path("demo.png"))
