@@ -10,7 +10,7 @@ const view = byId("view"), context = view.getContext("2d");
 
 let reference, heads, socket;
 let shown = null; // what is on the canvas: { message, picture }
-let photograph = false; // shown instead of the camera
+let photograph = null; // file that is shown instead of the camera
 let asked = 0;
 
 function notice(text) {
@@ -137,8 +137,9 @@ async function detect(file) {
   if (!file) return;
   if (file.size > MAX_BYTES) return notice(`${file.name} is too large: at most ${MAX_BYTES / 2 ** 20} MiB.`);
   try {
-    const [message, picture] = await Promise.all([request("detect", file), createImageBitmap(file)]);
-    photograph = true;
+    const message = await request("detect", file); // first: it tells best what is wrong
+    const picture = await createImageBitmap(file);
+    photograph = file;
     byId("back").hidden = false;
     stopFigures();
     notice("");
@@ -154,7 +155,7 @@ byId("file").onchange = ({ target }) => {
   target.value = "";
 };
 byId("back").onclick = () => {
-  photograph = false;
+  photograph = null;
   byId("back").hidden = true;
   notice("");
   next();
@@ -210,6 +211,7 @@ async function change({ target }) {
   try {
     setControls((await request("settings", JSON.stringify({ [target.id]: value }))).settings);
     notice("");
+    if (photograph) await detect(photograph);
   } catch (error) {
     setControls((await request("settings")).settings);
     notice(error.message);

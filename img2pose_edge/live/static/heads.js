@@ -7,7 +7,18 @@ import { colorOf } from "./overlay.js";
 const FLIP = new THREE.Matrix4().makeScale(1, -1, -1);
 const HELPERS = 1; // layer that the mask does not show
 const GAZE = 4; // face units; shows where a far head turns
-const NEAR = 0.05, FAR = 2000; // face units
+const NEAR = 0.5, FAR = 2000; // face units
+
+// Lines square by square: where there is no GPU, long ones that reach behind the eye are left out.
+function floor(squares, side) {
+  const points = [], at = (i) => (i - squares / 2) * side;
+  for (let i = 0; i <= squares; i++) {
+    for (let j = 0; j < squares; j++) {
+      points.push(at(i), 0, at(j), at(i), 0, at(j + 1), at(j), 0, at(i), at(j + 1), 0, at(i));
+    }
+  }
+  return new THREE.BufferGeometry().setAttribute("position", new THREE.Float32BufferAttribute(points, 3));
+}
 
 export class Heads {
   constructor(canvas, reference) {
@@ -23,9 +34,8 @@ export class Heads {
     const sky = new THREE.HemisphereLight(0xffffff, 0x46505c, 1.6), sun = new THREE.DirectionalLight(0xffffff, 2.2);
     sun.position.set(-0.35, 0.5, 0.79);
     for (const light of [sky, sun]) light.layers.enable(HELPERS);
-    this.grid = new THREE.GridHelper(20 * this.metre, 40, 0x5f6c7a, 0x5f6c7a);
-    this.grid.material.transparent = true;
-    this.grid.material.opacity = 0.35;
+    const faint = new THREE.LineBasicMaterial({ color: 0x5f6c7a, transparent: true, opacity: 0.35 });
+    this.grid = new THREE.LineSegments(floor(40, this.metre / 2), faint);
     this.cone = new THREE.LineSegments(new THREE.BufferGeometry(), new THREE.LineBasicMaterial({ color: 0x8fa3b5 }));
     for (const helper of [this.grid, this.cone]) helper.layers.set(HELPERS);
     this.scene.add(sky, sun, this.grid, this.cone);
