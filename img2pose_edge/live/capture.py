@@ -110,6 +110,7 @@ class Capture:
         return looked_at and not self._stop.is_set()
 
     def _run(self) -> None:
+        told = ""
         while not self._stop.is_set():
             if not self._wanted:
                 self._shot = None  # whoever comes next shall not see an old picture
@@ -122,7 +123,9 @@ class Capture:
             except Exception as error:  # of cameras, drivers, engines: told, and tried again
                 trouble = without_password(str(error))
             if trouble:
-                logger.warning("%s", trouble)
+                if trouble != told:
+                    logger.warning("%s", trouble)
+                told = trouble
                 self._publish({"type": "trouble", "message": f"{trouble}; trying again every {RETRY:.0f} s"})
                 self._stop.wait(RETRY)
 
