@@ -18,6 +18,7 @@ from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
 from img2pose_edge.files import write_file
+from img2pose_edge.live.command import add_live_parser
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
@@ -122,6 +123,43 @@ def detect(options: argparse.Namespace) -> int:
     for line in bad:
         print(f"error: {line}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def video(options: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from img2pose_edge.calibration import read_calibration
+    from img2pose_edge.record import record
+    from img2pose_edge.senders import OpenTrackSender, OscSender
+    from img2pose_edge.tracking import PoseTracker
+    from img2pose_edge.video import Source
+
+    if not (options.out or options.csv or options.jsonl or options.opentrack or options.osc):
+        raise ValueError("nothing to write or send: name --out, --csv, --jsonl, --opentrack or --osc")
+    detector = detector_from(options)
+    calibration = read_calibration(options.calibration) if options.calibration else None
+    with ExitStack() as senders:
+        send: list[Any] = []
+        if options.opentrack:
+            head = senders.enter_context(OpenTrackSender(options.opentrack))
+            send.append(lambda faces: head.send(max(faces, key=lambda f: f.score)) if faces else None)
+        if options.osc:
+            send.append(senders.enter_context(OscSender(options.osc)).send)
+        done = record(
+            Source(options.source),
+            detector,
+            out=options.out,
+            rows=[path for path in (options.csv, options.jsonl) if path],
+            tracker=PoseTracker() if options.smooth else None,
+            calibration=calibration,
+            every=options.every,
+            send=send,
+            sound=Path(options.source) if Path(options.source).is_file() else None,
+        )
+    print(f"{done.frames} frames, {done.faces} faces{', interrupted' if done.interrupted else ''}")
+    for path in filter(None, (options.out, options.csv, options.jsonl)):
+        print(f"wrote {path}")
+    return 130 if done.interrupted else 0
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -401,6 +439,23 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="OUT", help="results as JSON ('-' prints them)")
     add_detector_options(p)
     p.set_defaults(do=detect)
+
+    p = commands.add_parser("video", help="find, track and write the faces of a video, camera or stream")
+    p.add_argument(
+        "source", metavar="SOURCE", help="file, folder of images, camera number, address or GStreamer pipeline"
+    )
+    p.add_argument("--out", type=Path, metavar="OUT.mp4", help="annotated video, with the file's sound")
+    p.add_argument("--csv", type=Path, metavar="OUT.csv", help="a row for each face of each frame")
+    p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
+    p.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
+    p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
+    p.add_argument("--opentrack", metavar="HOST:PORT", help="send the surest face's pose to OpenTrack (UDP)")
+    p.add_argument("--osc", metavar="HOST:PORT", help="send poses by OSC")
+    add_detector_options(p)
+    p.set_defaults(do=video)
+
+    add_detector_options(add_live_parser(commands))
 
     p = commands.add_parser("demo", help="annotate the astronaut photograph of scikit-image")
     p.add_argument("--out", type=Path, default=Path("demo.png"))

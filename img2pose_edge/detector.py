@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import numpy as np
 from img2pose_edge import geometry
 from img2pose_edge.decode import candidates, proposal_candidates
 from img2pose_edge.engines import Engine, choose_engine, load_engine
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, Faces
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression
 from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
+from img2pose_edge.video import Frame, Source
 
 MAX_CANDIDATES = 2000
 """Cells that go into NMS at most: the best ones (a picture holds hundreds of faces, not thousands)."""
@@ -104,7 +105,7 @@ class PoseDetector:
             )
         return camera
 
-    def __call__(self, image: Any) -> list[Face]:
+    def __call__(self, image: Any) -> Faces:
         return self.detect(image)
 
     def detect(
@@ -115,7 +116,7 @@ class PoseDetector:
         score_threshold: float | None = None,
         nms_iou: float | None = None,
         intrinsics: Any = None,
-    ) -> list[Face]:
+    ) -> Faces:
         """Faces of one image, best first.
 
         Args:
@@ -144,6 +145,22 @@ class PoseDetector:
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
         return make_faces(*found, scale, camera, overlap, boxes)
+
+    def stream(self, source: str | Path | int | Source, **options: Any) -> Iterator[tuple[Frame, list[Face]]]:
+        """Frames of a video, camera, stream or folder of images, each with its faces, in order.
+
+        Frames are read by a thread: every one of a file, of a live source the newest when the last one is done.
+
+        Args:
+            source: see :class:`img2pose_edge.video.Source`, which may be passed, too.
+            options: of :meth:`detect`.
+
+        Raises:
+            FileNotFoundError, ValueError: if it cannot be opened, holds no frames, breaks off or changes its size.
+        """
+        with source if isinstance(source, Source) else Source(source) as frames:
+            for frame in frames:
+                yield frame, self.detect(frame.image, **options)
 
     def network_input(self, image: np.ndarray, input_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What the network sees of an (H, W, 3) uint8 BGR image.
@@ -177,7 +194,7 @@ def make_faces(
     intrinsics: np.ndarray,
     nms_iou: float,
     boxes: np.ndarray | None = None,
-) -> list[Face]:
+) -> Faces:
     """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS.
 
     Args:
@@ -200,10 +217,10 @@ def make_faces(
     rotation, translation, local = rotation[keep], translation[keep], local[keep]
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    return [
+    return Faces(
         Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], intrinsics)
         for i, k in enumerate(keep)
-    ]
+    )
 
 
 @cache
@@ -221,7 +238,7 @@ def detect_poses(
     nms_iou: float | None = None,
     threads: int | None = None,
     intrinsics: Any = None,
-) -> list[Face]:
+) -> Faces:
     """Every face of an image with its 6DoF pose, best first.
 
     The model is loaded at the first call and shared by all later ones with the same ``model``,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,3 +88,26 @@ class Face:
             f"pitch={self.pitch:.1f}, yaw={self.yaw:.1f}, roll={self.roll:.1f}, "
             f"translation_mm=({', '.join(f'{v:.0f}' for v in self.translation_mm)}))"
         )
+
+
+class Faces(list[Face]):
+    """The faces of one image: a list, best first, that knows how to hand itself on."""
+
+    def to_supervision(self, ids: Sequence[int] | None = None) -> Any:
+        """As ``supervision.Detections``: see :func:`img2pose_edge.detections.to_supervision`."""
+        from img2pose_edge.detections import to_supervision
+
+        return to_supervision(self, ids)
+
+
+def looking_at_camera(face: Face) -> float:
+    """How far a face is from looking straight into the camera.
+
+    Returns:
+        Degrees, 0 to 180, between the face's normal (out of the face, its -z) and the ray from the face to the camera,
+        wherever in the picture it is: 0 faces the camera, 90 is a profile or looks straight up or down. It is the
+        head's direction; where the eyes look in it is not known.
+    """
+    # The ray to the camera is the local frame's -z, whatever the intrinsics.
+    x, y, z = face.local_rotation[:, 2]
+    return float(np.degrees(np.arctan2(np.hypot(x, y), z)))

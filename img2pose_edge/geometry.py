@@ -402,14 +402,13 @@ def project_ellipsoid_box(
     middle = (view @ center[..., None])[..., 0] + (intrinsics @ translation[..., None])[..., 0]
     axes = view * semi_axes
 
-    def dual(i: int, j: int) -> Array:
-        return middle[..., i] * middle[..., j] - (axes[..., i, :] * axes[..., j, :]).sum(-1)
-
-    depth = dual(2, 2)
-    x, y = dual(0, 2) / depth, dual(1, 2) / depth
-    half_width = xp.sqrt(x * x - dual(0, 0) / depth)
-    half_height = xp.sqrt(y * y - dual(1, 1) / depth)
-    return xp.stack([x - half_width, y - half_height, x + half_width, y + half_height], axis=-1)
+    # Of the dual conic C*, the last column and the diagonal.
+    column = middle * middle[..., 2:] - (axes * axes[..., 2:, :]).sum(-1)
+    diagonal = middle * middle - (axes * axes).sum(-1)
+    depth = column[..., 2:]
+    outline = column[..., :2] / depth
+    half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)
+    return xp.concatenate([outline - half, outline + half], axis=-1)
 
 
 def solve_translation(

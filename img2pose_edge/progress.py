@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,29 +17,35 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-def track(items: Sequence[T], label: str, start: int = 0) -> Iterator[T]:
+def track(items: Iterable[T], label: str, start: int = 0, total: int | None = None) -> Iterator[T]:
     """Iterate over ``items``, showing a bar when stderr is a terminal (a line a minute when it is not).
 
     Args:
         items: what to iterate over.
         label: what is being done.
         start: how many were done before the first of ``items`` (a resumed run).
+        total: how many there are, where ``items`` does not know; it may be off, and without it there is no bar.
     """
-    end = start + len(items)
+    end = start + len(items) if isinstance(items, Sized) else total
     live = sys.stderr.isatty()
     began = shown = time.monotonic()
+    number = 0
     for number, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        last = number == len(items)
-        if now - shown < (0.1 if live else 60) and not (last and live):
-            continue
-        shown = now
-        rate = number / max(now - began, 1e-9)
-        done = start + number
-        bar = "#" * int(24 * done / end)
-        text = (
-            f"{label} [{bar:<24}] {done}/{end}  {rate:.1f}/s  "
-            f"{format_seconds(now - began)} gone, {format_seconds((end - done) / rate)} to go"
-        )
-        print(("\r" if live else "") + text, end="" if live and not last else "\n", file=sys.stderr, flush=True)
+        if now - shown >= (0.1 if live else 60):
+            shown = now
+            _show(label, start, number, end, now - began, live)
+    if live and number:
+        _show(label, start, number, end, time.monotonic() - began, live)
+        print(file=sys.stderr)
+
+
+def _show(label: str, start: int, number: int, end: int | None, seconds: float, live: bool) -> None:
+    rate, done = number / max(seconds, 1e-9), start + number
+    text = f"{label} {done}  {rate:.1f}/s  {format_seconds(seconds)} gone"
+    if end:
+        bar = "#" * int(24 * min(done / end, 1))
+        left = format_seconds(max(end - done, 0) / rate)
+        text = f"{label} [{bar:<24}] {done}/{end}  {rate:.1f}/s  {format_seconds(seconds)} gone, {left} to go"
+    print(("\r" if live else "") + text, end="" if live else "\n", file=sys.stderr, flush=True)

@@ -1,0 +1,195 @@
+"""Calibrated cameras: their files, and poses of faces seen through a lens that distorts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge import geometry
+from img2pose_edge.face import Face
+from img2pose_edge.pose_references import load_reference
+
+NAMES = {
+    "camera_matrix": ("camera_matrix", "Camera_Matrix", "cameraMatrix", "K"),
+    "distortion": (
+        "distortion_coefficients", "Distortion_Coefficients", "dist_coeffs", "distCoeffs", "distortion_coeffs", "D",
+    ),
+    "width": ("image_width", "image_Width", "imageWidth", "width"),
+    "height": ("image_height", "image_Height", "imageHeight", "height"),
+}  # fmt: skip
+"""As OpenCV's calibration sample writes them, then as others do."""
+COEFFICIENTS = (4, 5, 8, 12, 14)
+"""Lengths of OpenCV's distortion vector."""
+
+NEWTON_STEPS, NEAR = 8, 1e-4
+"""Iterations, and pixels that they may leave."""
+LEAST_POINTS = 34
+"""Of a face's 68, to solve its pose."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A camera: matrix, lens distortion, and the size of the images they hold for.
+
+    Attributes:
+        intrinsics: (3, 3) float64, pixels.
+        width, height: pixels.
+        distortion: (4, 5, 8, 12 or 14,) float64, OpenCV's ``k1, k2, p1, p2[, k3[, …]]``; zeros: none.
+    """
+
+    intrinsics: np.ndarray
+    width: int
+    height: int
+    distortion: np.ndarray = field(default_factory=lambda: np.zeros(5))
+
+    def __post_init__(self) -> None:
+        camera, lens = np.asarray(self.intrinsics, float), np.asarray(self.distortion, float).ravel()
+        if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
+            raise ValueError(
+                "a calibration's camera matrix must be 3x3, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], with positive focal "
+                f"lengths, got {camera.tolist()}"
+            )
+        if len(lens) not in COEFFICIENTS or not np.isfinite(lens).all():
+            counts = ", ".join(map(str, COEFFICIENTS))
+            raise ValueError(f"a calibration has {counts} finite distortion coefficients, got {lens.tolist()}")
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a calibration's image size must be positive, got {self.width}x{self.height}")
+        object.__setattr__(self, "intrinsics", camera)
+        object.__setattr__(self, "distortion", lens)
+
+    def for_size(self, width: int, height: int) -> Calibration:
+        """The same camera for images of another size, whose whole picture was scaled.
+
+        Raises:
+            ValueError: if the sides' ratio differs by more than a pixel's rounding: such an image was cropped or
+                stretched, and the calibration does not tell how.
+        """
+        if (width, height) == (self.width, self.height):
+            return self
+        scale = width / self.width
+        if abs(height - self.height * scale) >= 1:
+            raise ValueError(
+                f"the calibration is for images of {self.width}x{self.height}, this one is {width}x{height}: "
+                "only the same shape, larger or smaller, will do"
+            )
+        scaled = geometry.transform_intrinsics(self.intrinsics, scale, np.zeros(2))
+        return Calibration(scaled, width, height, self.distortion)
+
+
+def read_calibration(path: str | PathLike[str]) -> Calibration:
+    """A calibration that OpenCV's FileStorage (YAML, XML or JSON) or ROS's camera_calibration (YAML) wrote.
+
+    It holds ``camera_matrix``, ``distortion_coefficients``, ``image_width`` and ``image_height``, as OpenCV's
+    calibration sample names them, or other common names of these (:data:`NAMES`).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, lacks one of them, or is a fisheye lens's.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no calibration {path}")
+    text = path.read_text(errors="replace").lstrip("\ufeff")
+    if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
+        text = f"%YAML:1.0\n---\n{text}"
+    try:
+        storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
+        found = {name: _find(storage, names) for name, names in NAMES.items()}
+        model = storage.getNode("distortion_model")
+        fisheye = storage.getNode("fisheye_model").real() == 1 or model.string() in ("fisheye", "equidistant")
+    except (cv2.error, SystemError) as error:
+        raise ValueError(f"{path} is not a calibration that OpenCV can read (YAML, XML or JSON)") from error
+    for name, values in found.items():
+        if values is None:
+            raise ValueError(f"{path} has no {NAMES[name][0]} (nor {', '.join(NAMES[name][1:])})")
+    if fisheye:
+        raise ValueError(f"{path} is of a fisheye lens: only OpenCV's standard distortion model is supported")
+    try:
+        width, height = int(found["width"]), int(found["height"])
+        return Calibration(found["camera_matrix"].reshape(3, 3), width, height, found["distortion"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _find(storage: Any, names: tuple[str, ...]) -> Any:
+    """Numbers under the first of these names that is there: matrix, ROS's rows, cols and data, or plain number."""
+    for name in names:
+        node = storage.getNode(name)
+        if node.empty():
+            continue
+        if node.isReal() or node.isInt():
+            return node.real()
+        numbers = node.getNode("data") if node.isMap() else node
+        return np.array([numbers.at(i).real() for i in range(numbers.size())])
+    return None
+
+
+def undistort_face(face: Face, calibration: Calibration) -> Face:
+    """The face's pose in a calibrated camera, from a face found in the image as the camera took it.
+
+    The image is never resampled. The 68 points are projected where the network saw them, moved to where a camera
+    without distortion would have imaged them, and the pose that explains those is solved for: so what the lens does
+    across the face, in place, size and shape, is taken out together.
+
+    Args:
+        face: found with any intrinsics; its pose need not be the calibrated camera's.
+        calibration: of the image's size (:meth:`Calibration.for_size`).
+
+    Returns:
+        A face whose intrinsics are the calibration's, with metric translation for a head of average size. Its box is
+        the given one, in pixels of the image as it is; ``landmarks68`` are those of the camera without distortion.
+
+    Raises:
+        ValueError: if half the face is where the distortion cannot be inverted (:func:`undistort_points`).
+    """
+    camera = calibration.intrinsics
+    # The local pose is what the image shows, whichever camera it was told in.
+    local_pose = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)
+    points = load_reference().points68.astype(float)
+    seen = geometry.project(points, *geometry.local_to_camera(*local_pose, camera), camera)
+    straight = undistort_points(seen, calibration)
+    found = np.isfinite(straight).all(1)  # a face at the border may reach beyond what was calibrated
+    if found.sum() < LEAST_POINTS:
+        x, y = local_pose[0].round()
+        raise ValueError(f"the calibration's distortion cannot be inverted around the face at pixel ({x:.0f}, {y:.0f})")
+    pose = geometry.solve_pnp(points[found], straight[found], camera)
+    rotation, translation = geometry.decompose_pose(pose)
+    local = geometry.camera_to_local(rotation, translation, camera)[2]
+    return replace(
+        face,
+        pose=pose,
+        rotation=rotation,
+        local_rotation=local,
+        angles=geometry.matrix_to_angles(local),
+        intrinsics=camera,
+    )
+
+
+def undistort_points(pixels: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Pixels of the image to those of the same camera without distortion.
+
+    OpenCV's few iterations are finished by Newton's: at depth 1, the derivative by a point is that by translation.
+
+    Args:
+        pixels: (N, 2).
+        calibration: of the image's size.
+
+    Returns:
+        (N, 2), NaN where the distortion cannot be inverted: beyond the calibrated field of view a model folds over.
+    """
+    camera, lens, still = calibration.intrinsics, calibration.distortion, np.zeros(3)
+    rays = np.ones((len(pixels), 3))
+    rays[:, :2] = cv2.undistortPoints(pixels[:, None], camera, lens)[:, 0]
+    for _ in range(NEWTON_STEPS):
+        seen, derivatives = cv2.projectPoints(rays, still, still, camera, lens)
+        jacobian = derivatives[:, 3:5].reshape(-1, 2, 2)
+        missing = pixels - seen[:, 0]
+        sound = np.linalg.det(jacobian) > 0
+        rays[sound, :2] += np.linalg.solve(jacobian[sound], missing[sound][..., None])[..., 0]
+    found = sound & (np.abs(missing).max(1) < NEAR)
+    return np.where(found[:, None], rays @ camera[:2].T, np.nan)

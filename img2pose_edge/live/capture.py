@@ -1,0 +1,204 @@
+"""One thread takes and detects the camera's frames for everyone who looks; the newest frame wins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge.geometry import default_intrinsics
+from img2pose_edge.live.shared import Settings, SharedDetector
+from img2pose_edge.tracking import PoseTracker
+from img2pose_edge.video import Frame, Source
+
+logger = logging.getLogger(__name__)
+
+RETRY = 2.0
+"""Seconds after which a camera that is gone is tried again."""
+LINGER = 5.0
+"""Seconds that the camera stays open when nobody looks."""
+LONGEST = 1280
+"""Pixels of the longest side of pictures sent: the page's, whatever the camera's."""
+QUALITY = 80
+"""Of their JPEG."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What is sent of one frame, or of trouble with the camera.
+
+    Attributes:
+        number: counts up.
+        text: a JSON object.
+        jpeg: the picture; empty of trouble.
+        taken: ``time.monotonic()`` when the camera gave the frame.
+    """
+
+    number: int
+    text: str
+    jpeg: bytes
+    taken: float
+
+
+class Capture:
+    """The thread. It holds the camera only while someone looks.
+
+    A file is played at its own rate, or slower where the machine is, again and again.
+    """
+
+    def __init__(self, source: str | int, detector: SharedDetector) -> None:
+        """
+        Args:
+            source: as :class:`~img2pose_edge.video.Source` takes it.
+            detector: what finds the faces.
+        """
+        self.source = source
+        self.detector = detector
+        self.name = source_name(str(source))
+        self.watchers = 0
+        self._last_look = -LINGER
+        self._shot: Shot | None = None
+        self._number = 0
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread, from within the event loop that will wait for its shots."""
+        self._loop = asyncio.get_running_loop()
+        self._new = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; one that hangs in a camera's driver is left to the end of the process."""
+        self._stop.set()
+        self._thread.join(2)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Keep the camera open."""
+        self.watchers += 1
+        try:
+            yield
+        finally:
+            self.watchers -= 1
+            self._last_look = time.monotonic()
+
+    async def newer(self, number: int) -> Shot:
+        """The newest shot, as soon as there is one after ``number``."""
+        while True:
+            shot = self._shot
+            if shot is not None and shot.number > number:
+                return shot
+            await self._new.wait()
+
+    # --- the thread ----------------------------------------------------------------------------------
+
+    @property
+    def _wanted(self) -> bool:
+        looked_at = self.watchers > 0 or time.monotonic() - self._last_look < LINGER
+        return looked_at and not self._stop.is_set()
+
+    def _run(self) -> None:
+        told = ""
+        while not self._stop.is_set():
+            if not self._wanted:
+                self._shot = None  # whoever comes next shall not see an old picture
+                self._stop.wait(0.1)
+                continue
+            try:
+                with Source(self.source) as source:
+                    self._show(source)
+                trouble = f"{self.name} gives no more frames" if source.live and self._wanted else ""
+            except Exception as error:  # of cameras, drivers, engines: told, and tried again
+                trouble = without_password(str(error))
+            if trouble:
+                if trouble != told:
+                    logger.warning("%s", trouble)
+                told = trouble
+                self._publish({"type": "trouble", "message": f"{trouble}; trying again every {RETRY:.0f} s"})
+                self._stop.wait(RETRY)
+
+    def _show(self, source: Source) -> None:
+        opened = time.monotonic()
+        period, last = 0.0, opened
+        settings, tracker = self.detector.settings, PoseTracker()
+        for number, frame in enumerate(source):
+            if not self._wanted:
+                return
+            if number == 0 or settings != self.detector.settings:
+                settings = self.detector.settings
+                tracker = PoseTracker(sure_score=settings.score_threshold)
+            if not source.live:
+                early = opened + frame.time - time.monotonic()
+                self._stop.wait(max(early, 0.0))
+                opened = max(opened, opened - early)
+            taken = opened + frame.time
+            began = time.monotonic()
+            faces = self._faces(frame, settings, tracker)
+            now = time.monotonic()
+            period = now - last if number < 2 else 0.9 * period + 0.1 * (now - last)
+            last = now
+            height, width = frame.image.shape[:2]
+            camera = self.detector.intrinsics
+            message = {
+                "type": "frame",
+                "time": round(frame.time, 4),
+                "width": width,
+                "height": height,
+                "intrinsics": (default_intrinsics(width, height) if camera is None else camera).tolist(),
+                "faces": faces,
+                "frames_per_second": round(1 / period, 1) if number else 0.0,
+                "detect_ms": round((now - began) * 1e3, 1),
+            }
+            self._publish(message, encode(frame.image), taken)
+        if not source.live:
+            self._stop.wait(1 / source.rate)  # the last frame is shown as long as the others
+
+    def _faces(self, frame: Frame, settings: Settings, tracker: PoseTracker) -> list[dict[str, Any]]:
+        faces = self.detector.detect(frame.image)
+        if not settings.smoothing:
+            return [face.to_dict() for face in faces]
+        return [{"id": t.id, **t.face.to_dict()} for t in tracker.update(faces, frame.time)]
+
+    def _publish(self, message: dict[str, Any], jpeg: bytes = b"", taken: float | None = None) -> None:
+        self._number += 1
+        message = {**message, "number": self._number, "settings": asdict(self.detector.settings)}
+        self._shot = Shot(self._number, json.dumps(message), jpeg, time.monotonic() if taken is None else taken)
+        with suppress(RuntimeError):  # the loop is closed: the server ends
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._new.set()
+        self._new = asyncio.Event()
+
+
+def encode(image: np.ndarray) -> bytes:
+    """A JPEG for the page of an (H, W, 3) uint8 BGR image."""
+    factor = LONGEST / max(image.shape[:2])
+    if factor < 1:
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def source_name(source: str) -> str:
+    """What the page calls a source; of a file its name alone."""
+    if source.isdigit():
+        return f"camera {source}"
+    path = Path(source)
+    return path.name if path.exists() else without_password(source)
+
+
+def without_password(text: str) -> str:
+    """Addresses in a text without the user and password that they may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,0 +1,85 @@
+"""How large an image is, from its first bytes: asked before it is decoded."""
+
+from __future__ import annotations
+
+MAX_PIXELS = 50_000_000
+"""150 MB once decoded."""
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""JPEG markers that begin a frame and tell its size."""
+BARE = {0x01, *range(0xD0, 0xD9)}
+"""JPEG markers without a length."""
+
+
+def check_size(data: bytes) -> None:
+    """Refuse what is no JPEG, PNG, WebP or BMP, or would be too large once decoded.
+
+    Raises:
+        ValueError: naming which.
+    """
+    if not data:
+        raise ValueError("the image is empty: send the bytes of a file")
+    width, height = image_size(data)
+    if width * height > MAX_PIXELS:
+        most = f"at most {MAX_PIXELS // 10**6} million are accepted"
+        raise ValueError(f"the image is {width}x{height} pixels: {most}")
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height that an image file claims.
+
+    Raises:
+        ValueError: if it is of another format, or ends before it tells.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return jpeg_size(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return number(data, 16, 4, "big"), number(data, 20, 4, "big")
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return webp_size(data)
+        if data.startswith(b"BM"):
+            bytes_each = 2 if number(data, 14, 4) == 12 else 4  # the oldest header has 16-bit sizes
+            sides = (number(data, 18 + bytes_each * i, bytes_each, signed=bytes_each == 4) for i in range(2))
+            width, height = (abs(side) for side in sides)  # a negative height counts from the top
+            return width, height
+    except IndexError as error:
+        raise ValueError("the image is truncated: it ends before it tells its size") from error
+    raise ValueError("this is no JPEG, PNG, WebP or BMP image")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0:
+            raise IndexError
+        marker = number(data, at + 1, 1)
+        at += 1
+        if marker in (0x00, 0xFF):  # filling
+            continue
+        at += 1
+        if marker in BARE:
+            continue
+        if marker in FRAMES:
+            return number(data, at + 5, 2, "big"), number(data, at + 3, 2, "big")
+        at += number(data, at, 2, "big")
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if len(kind) < 4:
+        raise IndexError
+    if kind == b"VP8X":
+        return number(data, 24, 3) + 1, number(data, 27, 3) + 1
+    if kind == b"VP8L":
+        bits = number(data, 21, 4)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return number(data, 26, 2) & 0x3FFF, number(data, 28, 2) & 0x3FFF
+    raise ValueError(f"this WebP image begins with an unknown chunk {kind!r}")
+
+
+def number(data: bytes, start: int, length: int, order: str = "little", signed: bool = False) -> int:
+    if len(data) < start + length:
+        raise IndexError
+    return int.from_bytes(data[start : start + length], "big" if order == "big" else "little", signed=signed)

@@ -1,0 +1,256 @@
+// The page: asks the server for frames one by one, and shows each.
+
+import { colorOf, drawAxes, drawBox } from "./overlay.js";
+import { token, request } from "./request.js";
+
+const SIZES = [320, 480, 640, 960, 1280, 1920];
+const MAX_BYTES = 16 * 2 ** 20;
+const byId = (id) => document.getElementById(id);
+const view = byId("view"), context = view.getContext("2d");
+
+let reference, heads, socket;
+let shown = null; // what is on the canvas: { message, picture }
+let photograph = null; // file that is shown instead of the camera
+let asked = 0;
+
+function notice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = !text;
+}
+
+// --- showing -------------------------------------------------------------------------------------
+
+function show(message, picture) {
+  shown?.picture !== picture && shown?.picture.close();
+  shown = { message, picture };
+  heads?.set(message);
+  draw();
+  fillTable(message.faces);
+  byId("count").textContent = message.faces.length;
+  byId("detection").textContent = `${message.detect_ms.toFixed(1)} ms`;
+}
+
+function draw() {
+  if (!shown) return;
+  const { message: { faces, intrinsics, width, height }, picture } = shown;
+  if (view.width !== width || view.height !== height) Object.assign(view, { width, height });
+  context.drawImage(picture, 0, 0, width, height);
+  if (heads && byId("mask").checked && faces.length) {
+    context.globalAlpha = 0.7;
+    context.drawImage(heads.drawMask(picture.width, picture.height), 0, 0, width, height);
+    context.globalAlpha = 1;
+  }
+  const unit = Math.max(width / 900, height / 700, 0.6); // lines as thick on any picture
+  faces.map((face, i) => ({ face, color: colorOf(face, i) }))
+    .sort((a, b) => b.face.translation[2] - a.face.translation[2])
+    .forEach(({ face, color }) => {
+      if (byId("boxes").checked) drawBox(context, face, color, unit);
+      if (byId("axes").checked) drawAxes(context, face, intrinsics, reference.nose, unit);
+    });
+}
+
+function fillTable(faces) {
+  const rows = faces.map((face, i) => {
+    const row = document.createElement("tr");
+    const distance = Math.hypot(...face.translation_mm);
+    const values = [
+      face.id ?? i + 1, face.score.toFixed(2), face.pitch.toFixed(1), face.yaw.toFixed(1), face.roll.toFixed(1),
+      distance.toFixed(0), ...face.translation_mm.map((v) => v.toFixed(0)),
+    ];
+    values.forEach((value) => (row.insertCell().textContent = value));
+    const dot = document.createElement("span");
+    dot.className = "dot";
+    dot.style.background = colorOf(face, i);
+    row.cells[0].prepend(dot);
+    return row;
+  });
+  if (!rows.length) {
+    const row = document.createElement("tr"), cell = row.insertCell();
+    Object.assign(cell, { colSpan: 9, className: "empty", textContent: "no face" });
+    rows.push(row);
+  }
+  byId("faces").replaceChildren(...rows);
+}
+
+// --- the camera ----------------------------------------------------------------------------------
+
+function connect(wait = 1000) {
+  const address = new URL("ws", location.href);
+  address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+  address.search = token ? `?token=${encodeURIComponent(token)}` : "";
+  socket = new WebSocket(address);
+  socket.binaryType = "arraybuffer";
+  let message = null;
+  socket.onopen = () => {
+    wait = 1000;
+    next();
+  };
+  socket.onmessage = async ({ data }) => {
+    if (typeof data === "string") {
+      message = JSON.parse(data);
+      if (message.type === "frame") return; // its picture follows
+      if (!photograph) notice(message.message);
+      stopFigures();
+    } else {
+      await showFrame(message, data);
+    }
+    next();
+  };
+  socket.onclose = () => {
+    stopFigures();
+    if (!photograph) notice("No connection to the server; trying again.");
+    setTimeout(() => start(Math.min(2 * wait, 8000)), wait);
+  };
+}
+
+function next() {
+  if (photograph || socket.readyState !== WebSocket.OPEN) return;
+  asked = performance.now();
+  socket.send("next");
+}
+
+async function showFrame(message, jpeg) {
+  const received = performance.now();
+  let picture;
+  try {
+    picture = await createImageBitmap(new Blob([jpeg], { type: "image/jpeg" }));
+  } catch {
+    return; // the next one will do
+  }
+  if (photograph) return picture.close();
+  notice("");
+  show(message, picture);
+  setControls(message.settings);
+  const network = received - asked - message.waited_ms;
+  const latency = message.age_ms + network + performance.now() - received;
+  byId("rate").textContent = message.frames_per_second.toFixed(1);
+  byId("latency").textContent = `${latency.toFixed(0)} ms`;
+}
+
+function stopFigures() {
+  byId("rate").textContent = byId("latency").textContent = "–";
+}
+
+// --- photographs ---------------------------------------------------------------------------------
+
+async function detect(file) {
+  if (!file) return;
+  if (file.size > MAX_BYTES) return notice(`${file.name} is too large: at most ${MAX_BYTES / 2 ** 20} MiB.`);
+  try {
+    const message = await request("detect", file); // first: it tells best what is wrong
+    const picture = await createImageBitmap(file);
+    photograph = file;
+    byId("back").hidden = false;
+    stopFigures();
+    notice("");
+    show(message, picture);
+  } catch (error) {
+    notice(`${file.name}: ${error.message}`);
+  }
+}
+
+byId("open").onclick = () => byId("file").click();
+byId("file").onchange = ({ target }) => {
+  detect(target.files[0]);
+  target.value = "";
+};
+byId("back").onclick = () => {
+  photograph = null;
+  byId("back").hidden = true;
+  notice("");
+  next();
+};
+let entered = 0; // elements below the dragged file: leaving a child is not leaving the page
+for (const [name, change] of [["dragenter", 1], ["dragleave", -1], ["dragover", 0]]) {
+  addEventListener(name, (event) => {
+    event.preventDefault();
+    entered += change;
+    document.body.classList.toggle("dropping", entered > 0);
+  });
+}
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  entered = 0;
+  document.body.classList.remove("dropping");
+  detect(event.dataTransfer.files[0]);
+});
+
+byId("snapshot").onclick = () => {
+  if (!shown) return notice("There is no picture yet.");
+  draw();
+  view.toBlob((blob) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `faces-${new Date().toISOString().replace(/[:.]/g, "-")}.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }, "image/png");
+};
+
+// --- settings ------------------------------------------------------------------------------------
+
+const controls = ["model", "input_size", "score_threshold", "smoothing"].map(byId);
+
+// What the server says, but where the reader is choosing.
+function setControls(settings) {
+  const size = byId("input_size");
+  if (![...size.options].some((option) => Number(option.value) === settings.input_size)) {
+    size.add(new Option(settings.input_size));
+  }
+  for (const control of controls) {
+    if (control === document.activeElement && control.type !== "checkbox") continue;
+    if (control.type === "checkbox") control.checked = settings[control.id];
+    else control.value = settings[control.id];
+  }
+  byId("threshold").textContent = Number(byId("score_threshold").value).toFixed(2);
+}
+
+async function change({ target }) {
+  const value = target.type === "checkbox" ? target.checked : target.id === "model" ? target.value : Number(target.value);
+  target.blur();
+  try {
+    setControls((await request("settings", JSON.stringify({ [target.id]: value }))).settings);
+    notice("");
+    if (photograph) await detect(photograph);
+  } catch (error) {
+    setControls((await request("settings")).settings);
+    notice(error.message);
+  }
+}
+
+controls.forEach((control) => (control.onchange = change));
+byId("score_threshold").oninput = ({ target }) => (byId("threshold").textContent = Number(target.value).toFixed(2));
+for (const id of ["boxes", "axes", "mask"]) byId(id).onchange = draw;
+
+// --- start ---------------------------------------------------------------------------------------
+
+async function makeHeads() {
+  try {
+    const { Heads } = await import("./heads.js");
+    heads = new Heads(byId("space"), reference);
+  } catch (error) {
+    console.warn(error);
+    byId("space").nextElementSibling.textContent = "This browser has no WebGL: no masks and no heads in space.";
+    byId("mask").disabled = true;
+  }
+}
+
+async function start(wait) {
+  try {
+    const { source, settings, models } = await request("settings");
+    byId("source").textContent = source;
+    byId("model").replaceChildren(...models.map((name) => new Option(name)));
+    byId("input_size").replaceChildren(...SIZES.map((size) => new Option(size)));
+    setControls(settings);
+    if (!reference) {
+      reference = await request("face.json");
+      await makeHeads();
+    }
+    connect(wait);
+  } catch (error) {
+    notice(error.message);
+    if (error.status !== 401) setTimeout(start, wait ?? 1000, Math.min(2 * (wait ?? 1000), 8000));
+  }
+}
+
+start();

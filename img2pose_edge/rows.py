@@ -1,0 +1,141 @@
+"""Faces as rows of a table, one a face, in CSV or JSON lines: what was written survives an interruption."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from img2pose_edge.detections import check_ids
+from img2pose_edge.face import Face
+
+COLUMNS = (
+    "image", "frame", "time", "id", "score", "x1", "y1", "x2", "y2",
+    "pitch", "yaw", "roll", "rx", "ry", "rz", "x_mm", "y_mm", "z_mm",
+)  # fmt: skip
+"""Image (name), frame (number), time (seconds) and id (of a track) where known; score; box, pixels; angles of the local
+rotation, degrees; rotation vector, radians, and translation, millimetres, in the camera frame."""
+WHOLE = ("frame", "id")
+SUFFIXES = (".csv", ".jsonl")
+
+Row = dict[str, Any]
+
+
+def face_row(
+    face: Face, image: str | None = None, frame: int | None = None, time: float | None = None, id: int | None = None
+) -> Row:
+    """One face as plain numbers, keys and units those of :data:`COLUMNS`; what is not known is None."""
+    numbers = (
+        *face.box.round(2), *face.angles.round(3), *face.pose[:3].round(6), *face.translation_mm.round(2)
+    )  # fmt: skip
+    values = (image, frame, time, id, round(face.score, 4), *map(float, numbers))
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+class RowWriter:
+    """Writes faces to a ``.csv`` or ``.jsonl`` file while they come; use it in a ``with`` statement.
+
+    Each call hands whole lines to the operating system: when the program is killed the file ends with a complete
+    row, and if the machine dies :func:`read_rows` leaves out the unfinished one.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """
+        Args:
+            path: ending in ``.csv`` or ``.jsonl``; missing folders are made, an old file is replaced.
+
+        Raises:
+            ValueError: for another suffix.
+            OSError: if it cannot be written.
+        """
+        path = Path(path)
+        self._csv = _suffix(path) == ".csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("wb", buffering=0)
+        if self._csv:
+            self._file.write(",".join(COLUMNS).encode() + b"\n")
+
+    def write(
+        self,
+        faces: Sequence[Face],
+        image: str | None = None,
+        frame: int | None = None,
+        time: float | None = None,
+        ids: Sequence[int | None] | None = None,
+    ) -> None:
+        """Append the faces of one image.
+
+        Args:
+            faces: N of them; none writes nothing.
+            image, frame, time: of the image, as in :data:`COLUMNS`.
+            ids: N track numbers.
+
+        Raises:
+            ValueError: if there are not as many ids as faces, or the image's name has a line break.
+        """
+        check_ids(faces, ids)
+        if image is not None and len(image.splitlines()) > 1:
+            raise ValueError(f"an image's name in a table must be one line, got {image!r}")
+        rows = [face_row(f, image, frame, time, i) for f, i in zip(faces, ids or [None] * len(faces), strict=True)]
+        text = io.StringIO()
+        if self._csv:
+            csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
+        else:
+            text.writelines(json.dumps(row) + "\n" for row in rows)
+        self._file.write(text.getvalue().encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_rows(path: str | PathLike[str]) -> list[Row]:
+    """Rows that :class:`RowWriter` wrote, as :func:`face_row` makes them, up to the last complete one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for another suffix, other columns, or a line that is no row, by its number.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    # A line without its end was being written when the program stopped.
+    lines = path.read_bytes().rpartition(b"\n")[0].decode().split("\n")
+    if suffix == ".csv":
+        header, *lines = lines
+        if header and header != ",".join(COLUMNS):
+            raise ValueError(f"{path} is no table of faces: its columns are {header}, not {','.join(COLUMNS)}")
+    rows = []
+    for number, line in enumerate(lines, 2 if suffix == ".csv" else 1):
+        if not line:
+            continue
+        try:
+            row = _from_csv(line) if suffix == ".csv" else json.loads(line)
+            if tuple(row) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no row: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _from_csv(line: str) -> Row:
+    texts = dict(zip(COLUMNS, next(csv.reader([line])), strict=True))
+    row: Row = {"image": texts.pop("image") or None}
+    for name, text in texts.items():
+        row[name] = None if text == "" else int(text) if name in WHOLE else float(text)
+    return row
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a table of faces ends in {' or '.join(SUFFIXES)}, got {path}")
+    return path.suffix.lower()

@@ -1,0 +1,138 @@
+"""Poses over the network as they are found: to OpenTrack (games, simulators) and by OSC (music, stage, avatars)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from img2pose_edge.detections import check_ids
+from img2pose_edge.face import Face
+
+
+class OpenTrackSender:
+    """Sends one face to OpenTrack's input "UDP over network" (its port is 4242 unless changed there).
+
+    A packet is six little-endian doubles. Position in centimetres: x to image-right, y up, z away from the camera.
+    Rotation in degrees, first yaw, then pitch, then roll, as OpenTrack turns its view: yaw > 0 turns to image-left
+    (the person's right), pitch > 0 looks up, roll > 0 tilts clockwise in the image (to the person's left). These are
+    the signs of OpenTrack's own webcam tracker (``tracker-neuralnet``) for an image that is not mirrored.
+
+    The rotation is the one in the camera frame: a head that keeps facing one way keeps its angles where it moves.
+    """
+
+    def __init__(self, address: str) -> None:
+        """
+        Args:
+            address: ``HOST:PORT``; an IPv6 host in brackets.
+
+        Raises:
+            ValueError: if it is none.
+            OSError: if the host is not known.
+        """
+        host, port = parse_address(address)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        self._socket, self._target = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
+
+    def send(self, face: Face) -> None:
+        """Send a face's pose. Nobody needs to listen."""
+        self._socket.sendto(struct.pack("<6d", *opentrack_pose(face)), self._target)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> OpenTrackSender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def opentrack_pose(face: Face) -> np.ndarray:
+    """(6,) x, y, z in centimetres, yaw, pitch, roll in degrees, with the signs of :class:`OpenTrackSender`."""
+    r = face.rotation
+    x, y, z = face.translation_mm / 10
+    # R = Ry(yaw) Rx(-pitch) Rz(roll), where 300W-LP's angles have pitch before yaw.
+    yaw, pitch = np.arctan2(r[0, 2], r[2, 2]), np.arctan2(r[1, 2], np.hypot(r[0, 2], r[2, 2]))
+    roll = np.arctan2(r[1, 0], r[1, 1])
+    return np.array([x, -y, z, *np.degrees([yaw, pitch, roll])])
+
+
+class OscSender:
+    """Sends faces as OSC over UDP, by python-osc.
+
+    For each image a message ``/faces`` with the number of faces (int), then for each face a bundle of
+    ``/face/ID/score`` (1 float, 0 to 1), ``/face/ID/box`` (x1, y1, x2, y2, pixels), ``/face/ID/angles`` (pitch, yaw,
+    roll of the local rotation, degrees: pitch > 0 looks up, yaw < 0 faces image-right, roll > 0 is clockwise),
+    ``/face/ID/rotation`` (rotation vector, radians) and ``/face/ID/position`` (x, y, z, millimetres), the last two in
+    the camera frame, x right, y down, z forward. ID is the track's number, or the face's place in the list, best
+    first, from 0.
+    """
+
+    def __init__(self, address: str) -> None:
+        """
+        Args:
+            address: ``HOST:PORT``; an IPv6 host in brackets.
+
+        Raises:
+            ValueError: if it is none.
+            OSError: if the host is not known.
+            ImportError: if python-osc is not installed.
+        """
+        host, port = parse_address(address)
+        try:
+            from pythonosc.udp_client import SimpleUDPClient
+        except ImportError as error:
+            raise ImportError("OSC needs python-osc: pip install 'img2pose-edge[osc]'") from error
+        self._client = SimpleUDPClient(host, port)
+
+    def send(self, faces: Sequence[Face], ids: Sequence[int] | None = None) -> None:
+        """Send the faces of one image.
+
+        Args:
+            faces: N of them; none sends ``/faces 0``.
+            ids: N track numbers, if there are.
+
+        Raises:
+            ValueError: if there are not as many ids as faces.
+        """
+        from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
+        from pythonosc.osc_message_builder import build_msg
+
+        check_ids(faces, ids)
+        self._client.send_message("/faces", len(faces))
+        for number, face in zip(range(len(faces)) if ids is None else ids, faces, strict=True):
+            bundle = OscBundleBuilder(IMMEDIATELY)
+            for name, values in {
+                "score": [face.score],
+                "box": face.box.tolist(),
+                "angles": face.angles.tolist(),
+                "rotation": face.pose[:3].tolist(),
+                "position": face.translation_mm.tolist(),
+            }.items():
+                bundle.add_content(build_msg(f"/face/{number}/{name}", values))
+            self._client.send(bundle.build())
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> OscSender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """``HOST:PORT`` to its parts, an IPv6 host without its brackets.
+
+    Raises:
+        ValueError: if it is not of this form.
+    """
+    host, _, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare) != host.startswith("[") or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"an address is HOST:PORT, as 127.0.0.1:4242 or [::1]:4242, got {address!r}")
+    return bare, int(port)

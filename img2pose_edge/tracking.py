@@ -1,0 +1,230 @@
+"""Faces of a video told apart from frame to frame, their poses steadied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from img2pose_edge.face import Face
+from img2pose_edge.geometry import matrix_to_angles
+from img2pose_edge.pose_references import project_face_box
+from img2pose_edge.smoothing import (
+    PoseFilter,
+    local_rotation,
+    matrix_from_quaternion,
+    pose_to_state,
+    rotvec_from_quaternion,
+    state_translation,
+)
+
+SURE_SIMILARITY, UNSURE_SIMILARITY = 0.2, 0.5
+"""Least similarity of a face to a track that it continues (the overlaps that ByteTrack's code asks for)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedFace:
+    """A face of a video.
+
+    Attributes:
+        id: the same for the same face in all frames; counted from 0, never used again before ``reset``.
+        face: smoothed; box, rotations and angles are those of the smoothed pose. Its score is ``raw``'s.
+        raw: what the detector saw last.
+        age: seconds since the face was first seen.
+        unseen: seconds since the face was last seen; 0 if it is in this frame.
+    """
+
+    id: int
+    face: Face
+    raw: Face
+    age: float
+    unseen: float
+
+    @property
+    def lost(self) -> bool:
+        """Not seen in this frame: ``face`` is predicted."""
+        return self.unseen > 0
+
+
+@dataclass
+class Track:
+    """What a tracker remembers of a face beside its row in the filter: see :class:`TrackedFace`."""
+
+    id: int
+    born: float
+    raw: Face
+
+
+class PoseTracker:
+    """Gives each face of a video an identity and a steady pose.
+
+    **Identity** follows ByteTrack's two thresholds (Zhang et al., ECCV 2022): sure faces continue the tracks they
+    resemble most, then unsure ones may continue tracks seen in the last frame, and only sure faces begin new tracks.
+    A track is predicted at constant 6DoF velocity; the similarity of a face to it is the overlap (IoU) of the boxes
+    times ``cos²`` of half the angle between the rotations. The most similar pair is matched first, then the next of
+    those left (greedy, not the best sum of all).
+
+    **Smoothing** is a One Euro filter on SE(3): see :mod:`img2pose_edge.smoothing`.
+
+    Both work in the camera frame, so that intrinsics and image size may change between frames as long as they tell
+    of the same camera (a resize, a zoom with known focal length); at a cut, call :meth:`reset`. Not for use by
+    several threads at once.
+    """
+
+    def __init__(
+        self,
+        sure_score: float = 0.5,
+        patience: float = 0.4,
+        min_cutoff: float = 0.2,
+        speed_slope: float = 2.0,
+        speed_cutoff: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            sure_score: least score, 0 to 1, of a face that begins a track. For a second threshold to matter, let the
+                detector's ``score_threshold`` be lower.
+            patience: seconds that a face may stay unseen and keep its id (0.4: ten lost frames at 30 a second).
+            min_cutoff: hertz, cutoff of the filter at rest: lower is steadier, and slower to settle.
+            speed_slope: hertz by which a speed of 1 radian/s (or face unit/s, or 1/s of log depth) raises the cutoff:
+                higher lags less, and is less steady.
+            speed_cutoff: hertz, cutoff of the filter of the speeds.
+
+        Raises:
+            ValueError: naming the option that is wrong.
+        """
+        if not 0 <= sure_score <= 1:
+            raise ValueError(f"sure_score must be between 0 and 1, got {sure_score!r}")
+        for name, value in (("min_cutoff", min_cutoff), ("speed_cutoff", speed_cutoff)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number of hertz, got {value!r}")
+        for name, value in (("patience", patience), ("speed_slope", speed_slope)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        self.sure_score, self.patience = sure_score, patience
+        self._settings = min_cutoff, speed_slope, speed_cutoff
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all faces and the time; ids start again at 0."""
+        self._filter = PoseFilter(*self._settings)
+        self._tracks: list[Track] = []
+        self._time = -math.inf
+        self._next_id = 0
+        self._camera = np.eye(3)
+
+    def update(self, faces: Sequence[Face], time: float, *, predicted: bool = False) -> list[TrackedFace]:
+        """Take the faces of one frame.
+
+        Args:
+            faces: of one frame, from one camera, in any order.
+            time: of the frame, seconds, later than the last; frames need not come evenly.
+            predicted: also give faces that are lost in this frame but not yet forgotten, where they should be by now.
+
+        Returns:
+            Tracked faces, the longest known first. Unsure faces that continue no track are left out, as are
+            predictions that reach around the camera.
+
+        Raises:
+            ValueError: if time does not advance (to start over, call :meth:`reset`), or naming the face that has no
+                finite pose in front of the camera, or another camera than the rest. The tracker is then unchanged.
+            TypeError: naming what is not a :class:`~img2pose_edge.Face`.
+        """
+        if not self._time < time < math.inf:
+            raise ValueError(f"time must be finite and later than the last frame's, {self._time} s, got {time!r}")
+        poses = check_faces(faces)
+        if len(faces):
+            self._camera = faces[0].intrinsics
+        alive = time - self._filter.seen <= self.patience
+        if not alive.all():
+            self._filter.keep(alive)
+            self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
+        if len(faces):
+            self._continue_and_begin(faces, pose_to_state(poses), time)
+        self._time = time
+        return self._result(time, predicted)
+
+    def _continue_and_begin(self, faces: Sequence[Face], states: np.ndarray, time: float) -> None:
+        sure = np.array([face.score >= self.sure_score for face in faces])
+        rows, columns = self._match(np.array([face.box for face in faces]), states, sure, time)
+        for row, column in zip(rows, columns, strict=True):
+            self._tracks[row].raw = faces[column]
+        if rows:
+            self._filter.update(np.array(rows), states[columns], time)
+        sure[columns] = False
+        begun = np.flatnonzero(sure).tolist()
+        if begun:
+            self._filter.add(states[begun], time)
+            self._tracks += [Track(self._next_id + i, time, faces[k]) for i, k in enumerate(begun)]
+            self._next_id += len(begun)
+
+    def _match(
+        self, boxes: np.ndarray, states: np.ndarray, sure: np.ndarray, time: float
+    ) -> tuple[list[int], list[int]]:
+        """Which tracks (rows) continue in which faces (columns)."""
+        rows: list[int] = []
+        columns: list[int] = []
+        if not self._tracks:
+            return rows, columns
+        expected = self._filter.at(time)
+        quaternion = expected[:, :4]
+        translation = state_translation(expected)
+        with np.errstate(invalid="ignore"):  # a face predicted around the camera has no box and matches nothing
+            expected_boxes = project_face_box(matrix_from_quaternion(quaternion), translation, self._camera)
+            similarity = pairwise_iou(expected_boxes, boxes) * (quaternion @ states[:, :4].T) ** 2
+        least = np.where(sure, SURE_SIMILARITY, UNSURE_SIMILARITY)
+        may = (similarity >= least) & (sure | (self._filter.seen == self._time)[:, None])
+        pairs = np.nonzero(may)
+        order = np.lexsort((-similarity[pairs], ~sure[pairs[1]]))
+        for row, column in zip(pairs[0][order].tolist(), pairs[1][order].tolist(), strict=True):
+            if row not in rows and column not in columns:
+                rows.append(row)
+                columns.append(column)
+        return rows, columns
+
+    def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
+        unseen = time - self._filter.seen
+        rows = np.flatnonzero(np.full(len(unseen), True) if predicted else unseen == 0)
+        if not len(rows):
+            return []
+        states = (self._filter.at(time) if predicted else self._filter.smooth)[rows]
+        rotation = matrix_from_quaternion(states[:, :4])
+        local = local_rotation(rotation, states)
+        translation = state_translation(states)
+        poses = np.concatenate([rotvec_from_quaternion(states[:, :4]), translation], axis=1)
+        with np.errstate(invalid="ignore"):
+            boxes = project_face_box(rotation, translation, self._camera)
+        shown = np.isfinite(boxes).all(1).tolist()
+        tracked = []
+        parts = zip(rows.tolist(), shown, boxes, poses, rotation, local, matrix_to_angles(local), strict=True)
+        for row, fits, box, pose, turn, local_turn, angles in parts:
+            track = self._tracks[row]
+            if fits:
+                face = Face(track.raw.score, box, pose, turn, local_turn, angles, self._camera)
+                tracked.append(TrackedFace(track.id, face, track.raw, time - track.born, float(unseen[row])))
+        return tracked
+
+
+def check_faces(faces: Sequence[Face]) -> np.ndarray:
+    """(N, 6) poses of the faces of one frame, or an error that names the wrong one: see ``PoseTracker.update``."""
+    for i, face in enumerate(faces):
+        if not isinstance(face, Face):
+            raise TypeError(f"faces must be a sequence of Face, as PoseDetector gives them; number {i} is {face!r}")
+        if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
+            raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
+    poses = np.array([face.pose for face in faces]).reshape(-1, 6)
+    good = np.isfinite(poses).all(1) & (poses[:, 5] > 0)
+    if not good.all():
+        i = int(np.argmin(good))
+        raise ValueError(f"face number {i} has no finite pose in front of the camera: {poses[i]}")
+    return poses
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over union of (N, 4) and (M, 4) boxes."""
+    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+    size = np.maximum(high - low, 0)
+    overlap = size[..., 0] * size[..., 1]
+    area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
+    return overlap / (area_a[:, None] + area_b - overlap)

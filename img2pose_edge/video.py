@@ -1,0 +1,300 @@
+"""Frames of videos, cameras, streams and folders of images, read by a thread of their own.
+
+>>> from img2pose_edge import PoseDetector
+>>> for frame, faces in PoseDetector().stream("clip.mp4"):  # doctest: +SKIP
+...     print(frame.time, len(faces))
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Frames of a file that are read before they are asked for."""
+FOLDER_RATE = 25.0
+"""Frames a second of a folder of images."""
+LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
+WEB = re.compile(r"^https?://", re.IGNORECASE)
+TICK = Fraction(1, 90000)
+"""Seconds; the clock of written videos."""
+STREAMED = (".m3u8", ".mjpg", ".mjpeg", ".cgi")
+"""What addresses of web cameras end in; other web addresses are files."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Attributes:
+    image: (H, W, 3) uint8 BGR.
+    index: from 0, counting frames that were left out, too.
+    time: seconds; of a file its own clock, of a live source since it was opened.
+    """
+
+    image: np.ndarray
+    index: int
+    time: float
+
+
+class Source:
+    """Frames in order, each once: every one of a file; of a live source the newest at each time it is asked.
+
+    A context manager that closes what it opened. Iterating raises ``ValueError`` where the source breaks off or a frame
+    has another size than the first one.
+    """
+
+    def __init__(self, source: str | Path | int, rate: float = FOLDER_RATE) -> None:
+        """
+        Args:
+            source: file, folder of images, address (``rtsp://``, ``http://`` …), number of a camera, or a GStreamer
+                pipeline that ends in ``appsink``.
+            rate: frames a second of a folder.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it cannot be opened, or holds no frames.
+        """
+        self.name = str(source)
+        self._stop = threading.Event()
+        self._capture: cv2.VideoCapture | None = None
+        self._paths: list[Path] = []
+        self.frames: int | None = None
+        self.live = False
+        path = Path(self.name)
+        camera = isinstance(source, int) or self.name.isdigit()
+        if not camera and path.is_dir():
+            self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not self._paths:
+                raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            self.frames, self.rate = len(self._paths), rate
+        else:
+            self._open(camera, path)
+        self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(1 if self.live else AHEAD)
+        self._thread = threading.Thread(target=self._read, name=f"reading {self.name}", daemon=True)
+        self._thread.start()
+
+    def _open(self, camera: bool, path: Path) -> None:
+        pipeline = "!" in self.name and not path.exists()
+        address = bool(LIVE.match(self.name) or WEB.match(self.name))
+        streamed = self.name.split("?")[0].lower().endswith(STREAMED)
+        self.live = camera or pipeline or bool(LIVE.match(self.name)) or (address and streamed)
+        if not (camera or pipeline or address or path.is_file()):
+            raise FileNotFoundError(f"no video {path}: neither file nor folder, camera number, address or pipeline")
+        if pipeline:
+            self._capture = cv2.VideoCapture(self.name, cv2.CAP_GSTREAMER)
+        else:
+            self._capture = cv2.VideoCapture(int(self.name)) if camera else cv2.VideoCapture(self.name)
+        if not self._capture.isOpened():
+            self._capture.release()
+            what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
+            why = {
+                "camera": "there is none of this number, or another program holds it",
+                "pipeline": "it is faulty, or this OpenCV was built without GStreamer (the wheel on PyPI is)",
+                "stream": "there is none, or it is of a kind that OpenCV cannot read",
+                "video": "it is damaged, or its codec is missing",
+            }
+            raise ValueError(f"{what} {self.name} does not open: {why[what]}")
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or FOLDER_RATE
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frames = count if count > 0 and not self.live else None
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop reading and let the source go."""
+        self._stop.set()
+        while self._thread.is_alive():  # it may wait for room
+            self._drop()
+            self._thread.join(0.05)
+        if self._capture:
+            self._capture.release()
+
+    def __iter__(self) -> Iterator[Frame]:
+        shape: tuple[int, ...] | None = None
+        seen = 0
+        while not self._stop.is_set():
+            frame = self._frames.get()
+            if isinstance(frame, Exception):
+                raise frame
+            if frame is None:
+                break
+            if shape is None:
+                shape = frame.image.shape
+            if frame.image.shape != shape:
+                now, then = (f"{s[1]}x{s[0]}" for s in (frame.image.shape, shape))
+                raise ValueError(f"{self.name} changes size at frame {frame.index}: {now} after {then}")
+            seen += 1
+            yield frame
+        if not seen and not self._stop.is_set():
+            raise ValueError(f"{self.name} holds no frames that can be read")
+
+    # --- the reading thread --------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            for frame in self._images() if self._paths else self._grab():
+                self._put(frame)
+                if self._stop.is_set():
+                    return
+            self._put(None)
+        except Exception as error:  # told to whoever asks for the next frame
+            self._put(error)
+
+    def _images(self) -> Iterator[Frame]:
+        for index, path in enumerate(self._paths):
+            yield Frame(load_image(path), index, index / self.rate)
+
+    def _grab(self) -> Iterator[Frame]:
+        assert self._capture
+        began, last = time.monotonic(), -1.0
+        index = 0
+        while not self._stop.is_set():
+            taken, image = self._capture.read()
+            if not taken:
+                break
+            moment = time.monotonic() - began if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+            if not self.live and moment <= last:  # containers without a clock say 0 for every frame
+                moment = last + 1 / self.rate if last >= 0 else 0.0
+            yield Frame(_three_channels(image), index, moment)
+            index, last = index + 1, moment
+        if self.frames and index < 0.95 * self.frames and not self._stop.is_set():
+            logger.warning("%s ends after %d of %d frames", self.name, index, self.frames)
+
+    def _put(self, item: Frame | Exception | None) -> None:
+        while not self._stop.is_set():
+            if self.live and self._frames.full():
+                self._drop()  # an older frame that nobody asked for
+            try:
+                self._frames.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _drop(self) -> None:
+        with suppress(queue.Empty):
+            self._frames.get_nowait()
+
+
+def _three_channels(image: np.ndarray) -> np.ndarray:
+    """Cameras of one channel give grey frames."""
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
+
+
+class VideoWriter:
+    """An MP4 (H.264) with frames at their own times and, of a file, its sound. A context manager.
+
+    What was written can be played even if the process is killed: the file is fragmented.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int], rate: float, sound: Path | None = None) -> None:
+        """
+        Args:
+            path: ending in .mp4 or .mkv.
+            size: height and width, pixels; an odd last row or column is left out, as H.264 has none.
+            rate: frames a second, about.
+            sound: file whose first audio stream is copied.
+
+        Raises:
+            ImportError: without PyAV.
+            ValueError: if the suffix is another, or it cannot be written.
+        """
+        try:
+            import av
+        except ImportError as error:
+            raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
+        if path.suffix.lower() not in (".mp4", ".mkv"):
+            raise ValueError(f"a video must end in .mp4 or .mkv, got {path}")
+        self._av: Any = av
+        self.path = path
+        options = {"movflags": "frag_keyframe+delay_moov+default_base_moof"} if path.suffix.lower() == ".mp4" else {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("wb").close()
+            self._file: Any = av.open(str(path), "w", options=options)
+        except (OSError, av.FFmpegError) as error:
+            raise ValueError(f"cannot write {path}: {error}") from error
+        # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second
+        # a key frame, with which a fragment begins.
+        options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(round(rate), 1))}
+        self._video: Any = self._file.add_stream("libx264", rate=round(rate) or 1, options=options)
+        self._height, self._width = size[0] - size[0] % 2, size[1] - size[1] % 2
+        self._video.width, self._video.height, self._video.pix_fmt = self._width, self._height, "yuv420p"
+        self._video.codec_context.time_base = self._video.time_base = TICK
+        self._sound = self._open_sound(sound)
+        self._last = -1
+
+    def _open_sound(self, path: Path | None) -> Any:
+        if path is None:
+            return None
+        container = self._av.open(str(path))
+        if not container.streams.audio:
+            container.close()
+            return None
+        given = container.streams.audio[0]
+        copied = self._file.add_stream_from_template(given)
+        return container, iter(container.demux(given)), copied, []
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, image: np.ndarray, moment: float) -> None:
+        """Add an (H, W, 3) uint8 BGR frame shown from ``moment`` on, seconds.
+
+        Raises:
+            OSError: if it cannot be written (the disk is full).
+        """
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[: self._height, : self._width]), "bgr24")
+        self._last = max(round(moment / TICK), self._last + 1)
+        frame.pts, frame.time_base = self._last, TICK
+        for packet in self._video.encode(frame):
+            self._file.mux(packet)
+        self._copy_sound(moment)
+
+    def _copy_sound(self, until: float) -> None:
+        if not self._sound:
+            return
+        _, packets, stream, waiting = self._sound
+        while True:
+            packet = waiting.pop() if waiting else next(packets, None)
+            if packet is None or packet.dts is None:
+                return
+            if float(packet.dts * packet.time_base) > until:
+                waiting.append(packet)
+                return
+            packet.stream = stream
+            self._file.mux(packet)
+
+    def close(self) -> None:
+        """Write what is left; the file is complete then."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            for packet in self._video.encode(None):
+                file.mux(packet)
+        finally:
+            file.close()
+            if self._sound:
+                self._sound[0].close()

@@ -1,0 +1,745 @@
+"""The live page: its answers, what it refuses, what it survives, and the page in a browser."""
+
+# ruff: noqa: E402, for what is skipped where it is not installed
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from img2pose_edge.cli import main
+from img2pose_edge.draw import draw_faces
+from img2pose_edge.video import Frame, VideoWriter
+
+pytest.importorskip("av")
+pytest.importorskip("httpx")
+pytest.importorskip("starlette")
+uvicorn = pytest.importorskip("uvicorn")
+websockets = pytest.importorskip("websockets")
+
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from websockets.asyncio.client import connect as connect_async
+from websockets.sync.client import connect
+
+from img2pose_edge.live import capture as capture_module
+from img2pose_edge.live import command, security, server
+from img2pose_edge.live.capture import Capture, source_name
+from img2pose_edge.live.header import image_size
+from img2pose_edge.live.shared import SharedDetector
+
+HERE = "http://127.0.0.1:8000"
+CAMERA = "ws://127.0.0.1:8000/ws"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+@pytest.fixture(scope="module")
+def clip(astronaut: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a second of the astronaut."""
+    path = tmp_path_factory.mktemp("live") / "clip.mp4"
+    with VideoWriter(path, (256, 256), 10) as writer:
+        for number in range(5):
+            writer.write(np.roll(astronaut[:256, 100:356], number, axis=1), number / 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(astronaut: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", astronaut)[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def detector() -> SharedDetector:
+    return SharedDetector(threads=1)
+
+
+@pytest.fixture
+def client(clip: Path, detector: SharedDetector) -> Iterator[TestClient]:
+    with TestClient(server.make_app(Capture(clip, detector)), base_url=HERE) as made:
+        yield made
+
+
+@contextmanager
+def running(app: Any) -> Iterator[int]:
+    """A real server; its port."""
+    listener = command.listen("127.0.0.1", 0)
+    made = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        made.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def error(response: Any) -> str:
+    return str(response.json()["error"])
+
+
+def camera_refusal(client: TestClient, address: str = CAMERA, **headers: str) -> str:
+    """Why the WebSocket is not opened."""
+    with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect(address, headers=headers):
+        pass
+    return error(refused.value)
+
+
+# --- POST /detect ------------------------------------------------------------------------------------
+
+
+def test_a_photograph_is_answered_with_its_faces(client: TestClient, photo: bytes, detector: SharedDetector) -> None:
+    answer = client.post("/detect", content=photo).json()
+    (face,) = answer["faces"]
+    (wanted,) = detector.detect(cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR))
+    assert face == wanted.to_dict()
+    assert (answer["width"], answer["height"]) == (512, 512)
+    assert answer["intrinsics"] == wanted.intrinsics.tolist()
+    assert client.post("/detect", files={"image": photo}).json()["faces"] == [face]
+
+
+def test_options_of_one_photograph_are_its_own(client: TestClient, photo: bytes) -> None:
+    assert client.post("/detect?score_threshold=0.99", content=photo).json()["faces"] == []
+    assert client.post("/detect?input_size=320", content=photo).json()["settings"]["input_size"] == 320
+    assert len(client.post("/detect", content=photo).json()["faces"]) == 1
+    for query, why in (
+        ("input_size=large", "input_size must be a whole number, got 'large'"),
+        ("input_size=100000", "input_size must be at most 1920, got 100000"),
+        ("input_size=-1", "input_size must be an integer of at least"),
+        ("score_threshold=nan", "score_threshold must be between 0 and 1, got nan"),
+    ):
+        response = client.post(f"/detect?{query}", content=photo)
+        assert response.status_code == 400
+        assert why in error(response)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_what_is_no_good_image_is_named(client: TestClient, photo: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for body, why in (
+        (b"", "is empty"),
+        (b"hello", "no JPEG, PNG, WebP or BMP"),
+        (photo[:9], "truncated"),
+        (photo[: len(photo) // 2], "truncated"),
+        (cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes(), "at least 8x8"),
+    ):
+        response = client.post("/detect", content=body)
+        assert response.status_code == 400
+        assert why in error(response)
+    response = client.post("/detect", files={"picture": photo})
+    assert (response.status_code, error(response)) == (400, "the form has no file 'image'")
+    monkeypatch.setattr(server, "load_image", lambda _: pytest.fail("a bomb is decoded"))
+    response = client.post("/detect", content=png_that_claims(50000, 50000))
+    assert response.status_code == 400
+    assert error(response) == "the image is 50000x50000 pixels: at most 50 million are accepted"
+
+
+@pytest.mark.parametrize("size", [(37, 300), (300, 37), (1, 1)])
+def test_sizes_are_told_without_decoding(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    alpha = np.dstack([image, image[..., :1]])
+    encoded = [
+        cv2.imencode(suffix, picture, options)[1].tobytes()
+        for suffix, picture, options in (
+            (".jpg", image, []),
+            (".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
+            (".png", alpha, []),
+            (".bmp", image, []),
+            (".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 80]),
+            (".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 101]),  # lossless
+            (".webp", alpha, [cv2.IMWRITE_WEBP_QUALITY, 80]),  # extended
+        )
+    ]
+    for data in encoded:
+        assert image_size(data) == (size[1], size[0])
+        with pytest.raises(ValueError, match=r"truncated|no JPEG"):
+            image_size(data[:15])
+    # A thumbnail inside the metadata does not count.
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(encoded[0])) + encoded[0]
+    if len(encoded[0]) < 65000:
+        large = cv2.imencode(".jpg", np.zeros((90, 80, 3), np.uint8))[1].tobytes()
+        assert image_size(large[:2] + thumbnail + b"\xff\x01\xff" + large[2:]) == (80, 90), "nor do fillings"
+
+
+# --- what is refused ---------------------------------------------------------------------------------
+
+
+def test_too_large_a_body_is_refused(client: TestClient) -> None:
+    why = "the body is too large: at most 16 MiB are accepted"
+    response = client.post("/detect", content=b"x" * (2**24 + 1))
+    assert (response.status_code, error(response)) == (413, why)
+
+    def chunks() -> Iterator[bytes]:  # without a Content-Length
+        for _ in range(17):
+            yield bytes(2**20)
+
+    response = client.post("/detect", content=chunks())
+    assert (response.status_code, error(response)) == (413, why)
+
+
+def test_a_huge_upload_is_answered_before_it_ends(clip: Path, detector: SharedDetector, photo: bytes) -> None:
+    with running(server.make_app(Capture(clip, detector))) as port:
+        huge = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        huge.putrequest("POST", "/detect")
+        huge.putheader("Content-Length", str(10**12))
+        huge.endheaders()
+        assert huge.getresponse().status == 413
+        huge.close()
+        other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        other.request("POST", "/detect", photo)
+        assert other.getresponse().status == 200
+        other.close()
+
+
+def test_an_upload_that_never_ends_is_given_up(
+    clip: Path, detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(security, "UPLOAD_SECONDS", 0.2)
+    with running(server.make_app(Capture(clip, detector))) as port:
+        slow = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        slow.putrequest("POST", "/detect")
+        slow.putheader("Content-Length", "1000")
+        slow.endheaders(b"a few bytes")
+        response = slow.getresponse()
+        assert (response.status, json.loads(response.read())["error"]) == (408, "the body did not arrive within 0.2 s")
+        slow.close()
+
+
+def test_pages_of_other_origins_are_refused(client: TestClient, photo: bytes) -> None:
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:3000", "http://127.0.0.1:8000.evil.example", ""):
+        headers = {"Origin": origin}
+        for response in (
+            client.post("/detect", content=photo, headers=headers),
+            client.post("/settings", json={}, headers=headers),
+            client.get("/settings", headers=headers),
+        ):
+            assert response.status_code == 403
+            assert "pages of another origin" in error(response)
+        assert "pages of another origin" in camera_refusal(client, **headers)
+    assert client.post("/detect", content=photo, headers={"Origin": HERE}).status_code == 200
+    with client.websocket_connect(CAMERA, headers={"Origin": HERE}) as socket:
+        socket.send_text("next")
+        assert socket.receive_json()["type"] == "frame"
+
+
+def test_a_page_that_renames_itself_to_us_is_refused(client: TestClient) -> None:
+    for host in ("evil.example:8000", "evil.example", "127.0.0.1.evil.example", "192.168.0.7:8000", ""):
+        headers = {"Host": host, "Origin": f"http://{host}"}
+        response = client.get("/settings", headers=headers)
+        assert response.status_code == 403
+        assert "is not this machine's loopback" in error(response)
+        assert "is not this machine's loopback" in camera_refusal(client, **headers)
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
+        assert client.get("/settings", headers={"Host": host}).status_code == 200
+
+
+def test_a_token_is_asked_for(clip: Path, detector: SharedDetector, photo: bytes) -> None:
+    with TestClient(server.make_app(Capture(clip, detector), "secret"), base_url="http://camera.example") as client:
+        assert client.get("/").status_code == 200
+        assert client.get("/static/app.js").status_code == 200
+        for path in ("/settings", "/settings?token=", "/settings?token=Secret"):
+            response = client.get(path)
+            assert response.status_code == 401
+            assert ("wrong token" in error(response)) == path.endswith("Secret")
+            assert "as ?token=… or as the header" in error(response)
+        assert client.post("/detect", content=photo).status_code == 401
+        assert client.post("/settings", json={}, headers={"Authorization": "Bearer nonsense"}).status_code == 401
+        camera = "ws://camera.example/ws"
+        assert "this server asks for a token" in camera_refusal(client, camera)
+        assert "wrong token" in camera_refusal(client, camera, authorization="Bearer Secret")
+        assert client.get("/settings?token=secret").status_code == 200
+        bearer = {"Authorization": "Bearer secret"}
+        assert client.post("/detect", content=photo, headers=bearer).status_code == 200
+        with client.websocket_connect(f"{camera}?token=secret") as socket:
+            socket.send_text("next")
+            assert socket.receive_json()["type"] == "frame"
+
+
+def test_requests_are_bounded_in_rate(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(security.time, "monotonic", lambda: now[0])
+    limit = security.RateLimit()
+    for _ in range(security.BURST):
+        limit.check("one")
+    with pytest.raises(Exception, match="too many requests: at most 5 a second are answered, 20 at once"):
+        limit.check("one")
+    limit.check("another")
+    now[0] += 1
+    for _ in range(5):
+        limit.check("one")
+    with pytest.raises(Exception, match="too many requests"):
+        limit.check("one")
+    monkeypatch.undo()
+    monkeypatch.setattr(security, "PER_SECOND", 1e-9)
+    answers = [client.post("/settings", json={}) for _ in range(security.BURST + 1)]
+    assert [a.status_code for a in answers] == [200] * security.BURST + [429]
+    assert answers[-1].headers["Retry-After"] == "1"
+    assert "too many requests" in error(answers[-1])
+
+
+def test_waiting_pictures_are_bounded(clip: Path, detector: SharedDetector, photo: bytes) -> None:
+    with running(server.make_app(Capture(clip, detector))) as port:
+        waiting = []
+        for _ in range(server.MAX_PICTURES):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.putrequest("POST", "/detect")
+            connection.putheader("Content-Length", "1000")
+            connection.endheaders(b"a few bytes")
+            waiting.append(connection)
+        status = 0
+        for _ in range(20):  # until all of them have arrived
+            other = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            other.request("POST", "/detect", photo)
+            response = other.getresponse()
+            status, body = response.status, response.read()
+            other.close()
+            if status == 429:
+                break
+            time.sleep(0.1)
+        assert status == 429
+        assert "8 pictures are waiting already" in json.loads(body)["error"]
+        for connection in waiting:
+            connection.close()
+
+
+def test_browsers_are_told_to_load_nothing_from_elsewhere(client: TestClient) -> None:
+    response = client.get("/")
+    assert "default-src 'self'" in response.headers["Content-Security-Policy"]
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    for path in server.STATIC.rglob("*"):
+        if path.is_file() and path.parent.name != "vendor":
+            addresses = path.read_text().replace("http://www.w3.org/2000/svg", "")
+            assert "://" not in addresses.replace("http://${", ""), f"{path.name} names an address"
+
+
+# --- settings ----------------------------------------------------------------------------------------
+
+
+def test_settings_change_for_everyone_or_not_at_all(clip: Path) -> None:
+    detector = SharedDetector("edge-n", threads=1)
+    with TestClient(server.make_app(Capture(clip, detector)), base_url=HERE) as client:
+        before = client.get("/settings").json()
+        assert before["source"] == "clip.mp4"
+        assert before["settings"]["model"] == "edge-n"
+        assert "edge-n-int8" in before["models"]
+        for wanted, why in (
+            ({"modell": "edge-n"}, "there is no setting 'modell', only model, input_size"),
+            ({"model": str(clip)}, "there is no model"),
+            ({"model": 3}, "setting model cannot be 3"),
+            ({"input_size": True}, "setting input_size cannot be True"),
+            ({"input_size": 5000}, "input_size must be at most 1920"),
+            ({"smoothing": True, "score_threshold": 2}, "score_threshold must be between 0 and 1, got 2"),
+            ([], "settings must be a JSON object, got []"),
+        ):
+            response = client.post("/settings", json=wanted)
+            assert response.status_code == 400
+            assert why in error(response)
+        assert client.post("/settings", content=b"{").status_code == 400
+        assert client.post("/settings", content=b"[" * 100000).status_code == 400
+        assert client.get("/settings").json() == before
+        client.post("/settings", json={"model": "edge-n-int8", "score_threshold": 0.3, "smoothing": True})
+        assert client.get("/settings").json()["settings"] == {
+            "model": "edge-n-int8",
+            "input_size": 640,
+            "score_threshold": 0.3,
+            "smoothing": True,
+        }
+        with client.websocket_connect(CAMERA) as socket:
+            socket.send_text("next")
+            message = socket.receive_json()
+        assert message["settings"]["smoothing"]
+        assert [face["id"] for face in message["faces"]] == [0]
+
+
+def test_the_api_is_written_down(client: TestClient) -> None:
+    assert client.get("/docs").status_code == 200
+    paths = client.get("/openapi.json").json()["paths"]
+    assert set(paths) == {"/detect", "/settings", "/ws"}
+    routes = {route.path: getattr(route, "methods", None) or {"GET"} for route in client.app.routes}  # type: ignore[attr-defined]
+    for path, methods in paths.items():
+        assert {m.upper() for m in methods} == routes[path] - {"HEAD"}
+
+
+# --- the camera --------------------------------------------------------------------------------------
+
+
+def test_frames_arrive_with_their_faces(client: TestClient) -> None:
+    numbers = []
+    with client.websocket_connect(CAMERA) as socket:
+        for _ in range(7):  # more than the clip has
+            socket.send_text("next")
+            message = socket.receive_json()
+            assert message["type"] == "frame"
+            picture = cv2.imdecode(np.frombuffer(socket.receive_bytes(), np.uint8), cv2.IMREAD_COLOR)
+            assert picture.shape == (256, 256, 3)
+            assert (message["width"], message["height"]) == (256, 256)
+            (face,) = message["faces"]
+            assert abs(face["yaw"]) < 15
+            assert message["age_ms"] >= 0
+            numbers.append(message["number"])
+    assert numbers == sorted(set(numbers))
+
+
+def test_large_pictures_are_sent_smaller(astronaut: np.ndarray) -> None:
+    data = capture_module.encode(cv2.resize(astronaut, (2000, 1000)))
+    assert image_size(data) == (1280, 640)
+
+
+class Camera:
+    """Stands for a live :class:`Source`: gives frames until it is pulled out."""
+
+    image: np.ndarray
+    frames = 1000
+    opened: list[Any]
+    error: Exception | None = None
+
+    def __init__(self, source: Any) -> None:
+        if self.error and len(self.opened) == 1:
+            self.opened.append(None)
+            raise self.error
+        self.live, self.rate, self.closed = True, 100.0, False
+        self.opened.append(self)
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+    def __iter__(self) -> Iterator[Frame]:
+        began = time.monotonic()
+        for index in range(self.frames):
+            time.sleep(0.01)
+            yield Frame(self.image, index, time.monotonic() - began)
+
+
+@pytest.fixture
+def camera(astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> type[Camera]:
+    class Made(Camera):
+        image = astronaut[:256, 100:356]
+        opened: list[Any] = []  # noqa: RUF012
+
+    monkeypatch.setattr(capture_module, "Source", Made)
+    return Made
+
+
+def next_message(socket: Any) -> dict[str, Any]:
+    socket.send_text("next")
+    message: dict[str, Any] = socket.receive_json()
+    if message["type"] == "frame":
+        socket.receive_bytes()
+    return message
+
+
+def until(socket: Any, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    for _ in range(200):
+        message = next_message(socket)
+        if right(message):
+            return message
+    raise AssertionError(f"never told, last: {message}")
+
+
+def test_a_camera_that_is_pulled_out_is_told_and_comes_back(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "RETRY", 0.05)
+    camera.frames, camera.error = 5, ValueError("camera 0 does not open: there is none of this number")
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        assert next_message(socket)["type"] == "frame"
+        gone = until(socket, lambda m: m["type"] == "trouble")
+        assert gone["message"].startswith("camera 0 gives no more frames; trying again every")
+        absent = until(socket, lambda m: m["type"] == "trouble" and m["number"] > gone["number"])
+        assert absent["message"].startswith("camera 0 does not open: there is none of this number; trying again every")
+        assert until(socket, lambda m: m["type"] == "frame")["number"] > absent["number"]
+
+
+def test_a_camera_that_hangs_is_told(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STALLED", 0.1)
+    monkeypatch.setattr(camera, "__iter__", lambda self: iter([time.sleep(1.0)]))
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        assert next_message(socket) == {"type": "trouble", "message": "camera 0 has given no frame for 0.1 s"}
+
+
+def test_the_camera_is_held_only_while_someone_looks(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "LINGER", 0.2)
+    with TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client:
+        time.sleep(0.3)
+        assert camera.opened == []
+        with client.websocket_connect(CAMERA) as socket:
+            first = next_message(socket)
+        for _ in range(50):
+            if camera.opened[0].closed:
+                break
+            time.sleep(0.1)
+        assert camera.opened[0].closed
+        time.sleep(0.2)
+        with client.websocket_connect(CAMERA) as socket:
+            again = next_message(socket)
+        assert len(camera.opened) == 2
+        assert again["number"] > first["number"]
+        assert again["age_ms"] < 2000, "not the picture from before"
+
+
+def test_addresses_are_told_without_their_password(clip: Path) -> None:
+    assert source_name("rtsp://me:secret@10.0.0.7/live") == "rtsp://10.0.0.7/live"
+    assert source_name("2") == "camera 2"
+    assert source_name(str(clip)) == "clip.mp4"
+
+
+def test_fifty_clients_at_once_and_no_more_than_the_bound(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_CLIENTS", 50)
+
+    async def look(socket: Any) -> list[int]:
+        numbers = []
+        for _ in range(3):
+            await socket.send("next")
+            numbers.append(json.loads(await socket.recv())["number"])
+            assert (await socket.recv())[:2] == b"\xff\xd8"
+        return numbers
+
+    async def all_look(address: str) -> str:
+        async with AsyncExitStack() as stack:
+            sockets = [await stack.enter_async_context(connect_async(address)) for _ in range(50)]
+            for numbers in await asyncio.gather(*map(look, sockets)):
+                assert numbers == sorted(set(numbers))
+            one_more = await stack.enter_async_context(connect_async(address))
+            return str(json.loads(await one_more.recv())["message"])
+
+    with running(server.make_app(Capture(0, detector))) as port:
+        refusal = asyncio.run(asyncio.wait_for(all_look(f"ws://127.0.0.1:{port}/ws"), 60))
+    assert refusal == "50 clients are watching already: try again later"
+    assert len(camera.opened) == 1, "one camera for all"
+
+
+def test_a_slow_client_misses_frames_and_nobody_waits(camera: type[Camera], detector: SharedDetector) -> None:
+    def ask(socket: Any) -> int:
+        socket.send("next")
+        number = json.loads(socket.recv())["number"]
+        socket.recv()
+        return int(number)
+
+    with (
+        running(server.make_app(Capture(0, detector))) as port,
+        connect(f"ws://127.0.0.1:{port}/ws") as slow,
+        connect(f"ws://127.0.0.1:{port}/ws", close_timeout=0.1) as deaf,
+        connect(f"ws://127.0.0.1:{port}/ws") as quick,
+    ):
+        for _ in range(100):  # asks, and reads nothing
+            deaf.send("next")
+        before = ask(slow)
+        seen = [ask(quick) for _ in range(20)]
+        after = ask(slow)
+    assert len(set(seen)) == 20
+    assert after >= seen[-1], "the newest frame, not the one after its last"
+    assert after - before >= 19
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def test_only_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch, clip: Path, capsys: Any) -> None:
+    started = []
+
+    def run(self: Any, sockets: list[Any]) -> None:
+        started.append(sockets[0].getsockname()[0])
+        sockets[0].close()
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    assert main(["live", "--source", str(clip), "--port", "0"]) == 0
+    assert "token" not in capsys.readouterr().out
+    assert main(["live", "--source", str(clip), "--port", "0", "--host", "0.0.0.0"]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.split("?token=")[1].strip()) >= 32
+    assert started == ["127.0.0.1", "0.0.0.0"]
+    assert main(["live", "--source", "97", "--port", "0"]) == 0, "the camera may come yet"
+    assert "camera 97 does not open" in capsys.readouterr().err
+
+
+def test_what_cannot_be_served_is_named(clip: Path, capsys: Any) -> None:
+    assert main(["live", "--source", "absent.mp4"]) == 1
+    assert "no video absent.mp4" in capsys.readouterr().err
+    with command.listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert main(["live", "--source", str(clip), "--port", str(port)]) == 1
+    assert f"cannot listen on 127.0.0.1, port {port}: " in capsys.readouterr().err
+    assert main(["live", "--source", str(clip), "--port", "70000"]) == 1
+    assert "port 70000" in capsys.readouterr().err
+
+
+def test_without_a_web_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["live"]) == 1
+    assert 'pip install "img2pose-edge[live]"' in capsys.readouterr().err
+
+
+# --- the page ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    if not CHROMIUM:
+        pytest.skip("needs Chromium")
+    with playwright.sync_playwright() as made:
+        options = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        browser = made.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, address: str) -> Iterator[Any]:
+    """A page without errors that asks nothing of anyone but loopback."""
+    page = browser.new_page(viewport={"width": 1280, "height": 860})
+    page.set_default_timeout(20000)
+    wrong: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url))
+    page.goto(address)
+    yield page
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/{len(asked)}.png")
+    page.close()
+    assert [text for text in wrong if "status of 400" not in text] == []  # what a broken photograph is answered with
+    outside = [url for url in asked if not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "blob:"))]
+    assert outside == []
+    assert any(url.startswith("ws://") for url in asked)
+
+
+DROP = """([bytes, name]) => {
+  const files = new DataTransfer();
+  files.items.add(new File([new Uint8Array(bytes)], name));
+  for (const kind of ["dragenter", "drop"]) {
+    document.body.dispatchEvent(new DragEvent(kind, { dataTransfer: files, bubbles: true, cancelable: true }));
+  }
+}"""
+
+
+def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    detector = SharedDetector(threads=1)
+    with (
+        running(server.make_app(Capture(clip, detector))) as port,
+        opened(browser, f"http://127.0.0.1:{port}/") as page,
+    ):
+        page.wait_for_selector("#faces td:nth-child(9)")
+        cells = page.locator("#faces tr").first.locator("td").all_inner_texts()
+        assert len(page.locator("#faces tr").all()) == 1
+        assert 0.5 < float(cells[1]) <= 1
+        assert all(abs(float(angle)) < 20 for angle in cells[2:5])
+        assert float(cells[5]) > 300
+        expect(page.locator("#latency")).to_have_text(re.compile(r"^\d+ ms$"))
+        space = cv2.imdecode(np.frombuffer(page.locator("#space").screenshot(), np.uint8), cv2.IMREAD_COLOR).astype(int)
+        assert 20 < (space[..., 0] - space[..., 2] > 60).sum() < 0.1 * space[..., 0].size, "a blue head in space"
+        page.uncheck("#boxes")
+        page.uncheck("#axes")
+        page.check("#smoothing")
+        expect(page.locator("#faces td").first).to_have_text("0")  # identities count from 0
+        assert detector.settings.smoothing
+
+        twice = np.hstack([astronaut, astronaut])
+        page.evaluate(DROP, [list(cv2.imencode(".png", twice)[1].tobytes()), "two.png"])
+        expect(page.locator("#faces tr")).to_have_count(2)
+        assert page.evaluate("document.getElementById('view').width") == 1024
+        assert page.is_visible("#back")
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        download.value.save_as(tmp_path / "snapshot.png")
+        assert image_size((tmp_path / "snapshot.png").read_bytes()) == (1024, 512)
+        shown = np.abs(cv2.imread(str(tmp_path / "snapshot.png")).astype(int) - twice).max(2) > 12
+        faces = detector.detect(twice)
+        wanted = (draw_faces(twice, faces, boxes=False, axes=False) != twice).any(2)
+        assert (shown & wanted).sum() / (shown | wanted).sum() > 0.9, "masks as draw_faces draws them"
+
+        with page.expect_response("**/detect"):  # again, with the new setting
+            page.select_option("#input_size", "320")
+        assert detector.settings.input_size == 320
+        page.locator("#score_threshold").fill("0.95")
+        expect(page.locator("#faces")).to_have_text("no face")
+        page.locator("#score_threshold").fill("0.5")
+        expect(page.locator("#faces tr")).to_have_count(2)
+        page.evaluate(DROP, [list(b"hello"), "bad.jpg"])
+        expect(page.locator("#notice")).to_have_text("bad.jpg: this is no JPEG, PNG, WebP or BMP image")
+
+        page.click("#back")
+        expect(page.locator("#faces tr")).to_have_count(1)
+        assert page.evaluate("document.getElementById('view').width") == 256
+
+
+def test_the_page_tells_what_is_wrong(
+    browser: Any, camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "RETRY", 1.0)
+    camera.frames, camera.error = 5, ValueError("camera 0 does not open: there is none of this number")
+    from playwright.sync_api import expect
+
+    with (
+        running(server.make_app(Capture(0, detector), "secret")) as port,
+        opened(browser, f"http://127.0.0.1:{port}/?token=secret") as page,
+    ):
+        notice = page.locator("#notice")
+        expect(notice).to_contain_text("camera 0 gives no more frames")
+        camera.frames = 1000
+        expect(notice).to_contain_text("camera 0 does not open")
+        expect(notice).to_be_hidden()  # it is back
+        assert page.url == f"http://127.0.0.1:{port}/", "the token is not left in the address"
+
+
+def test_the_page_asks_for_the_token(browser: Any, clip: Path, detector: SharedDetector) -> None:
+    from playwright.sync_api import expect
+
+    with running(server.make_app(Capture(clip, detector), "secret")) as port:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        expect(page.locator("#notice")).to_contain_text("this server asks for a token")
+        page.close()
+
+
+def test_nothing_of_torch_is_imported(client: TestClient) -> None:
+    code = "import sys; import img2pose_edge.live.server, img2pose_edge.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; import img2pose_edge.cli; assert 'starlette' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+logging.getLogger("img2pose_edge").setLevel(logging.ERROR)  # cameras that are gone are told often here

@@ -1,0 +1,293 @@
+"""Sources of frames, and videos that are written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from img2pose_edge import PoseDetector
+from img2pose_edge.cli import main
+from img2pose_edge.rows import read_rows
+from img2pose_edge.video import Source, VideoWriter
+
+av = pytest.importorskip("av")
+
+
+def numbered(number: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
+    """A frame whose brightness is its number."""
+    return np.full((*size, 3), 40 + 6 * number, np.uint8)
+
+
+def number_of(image: np.ndarray) -> int:
+    return round((float(image.mean()) - 40) / 6)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Thirty frames at irregular times."""
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, (48, 64), 25) as writer:
+        for number in range(30):
+            writer.write(numbered(number), number / 25 + 0.01 * (number % 3))
+    return path
+
+
+def times(path: Path) -> list[float]:
+    """Of all frames that can be decoded."""
+    found = []
+    with av.open(str(path)) as container, suppress(av.error.InvalidDataError):
+        for frame in container.decode(video=0):
+            found.append(float(frame.time))
+    return found
+
+
+def test_a_file_gives_every_frame_at_its_time(clip: Path) -> None:
+    with Source(clip) as source:
+        assert not source.live
+        frames = []
+        for frame in source:
+            time.sleep(0.002)  # slower than reading
+            frames.append(frame)
+    assert [f.index for f in frames] == list(range(30))
+    assert max(abs(number_of(f.image) - f.index) for f in frames) <= 1, "but for what compression loses"
+    wanted = [n / 25 + 0.01 * (n % 3) for n in range(30)]
+    np.testing.assert_allclose([f.time for f in frames], wanted, atol=1e-3)
+    np.testing.assert_allclose(times(clip), wanted, atol=1e-4)
+
+
+def test_a_folder_gives_its_images_in_order(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), numbered(number))
+    (tmp_path / "notes.txt").write_text("no image")
+    with Source(tmp_path, rate=10) as source:
+        assert source.frames == 3
+        assert [(number_of(f.image), f.time) for f in source] == [(0, 0.0), (1, 0.1), (2, 0.2)]
+
+
+class Camera:
+    """Stands for ``cv2.VideoCapture``: a frame every two milliseconds."""
+
+    def __init__(self, *_: Any) -> None:
+        self.taken, self.released = 0, False
+
+    def isOpened(self) -> bool:
+        return True
+
+    def get(self, _: int) -> float:
+        return 0.0
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        time.sleep(0.002)
+        self.taken += 1
+        return self.taken < 35, numbered(self.taken)
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_live_source_gives_the_newest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    seen = []
+    with Source(0) as source:
+        assert source.live
+        camera: Any = source._capture
+        for frame in source:
+            behind = camera.taken - number_of(frame.image)
+            seen.append((frame.index, behind))
+            time.sleep(0.02)  # slower than the camera
+    assert len(seen) < 20, "frames are dropped"
+    assert all(behind <= 2 for _, behind in seen)
+    assert [i for i, _ in seen] == sorted({i for i, _ in seen})
+    assert camera.released
+
+
+def test_leaving_early_ends_the_thread(clip: Path) -> None:
+    source = Source(clip)
+    for _ in source:
+        break
+    source.close()
+    assert not source._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("absent.mp4", "no video absent.mp4: neither file nor folder"),
+        ("97", "camera 97 does not open"),
+        ("rtsp://127.0.0.1:9/none", "stream rtsp://127.0.0.1:9/none does not open"),
+        ("videotestsrc ! appsink", "pipeline videotestsrc ! appsink does not open: .*without GStreamer"),
+    ],
+)
+def test_what_does_not_open_is_named(name: str, what: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=what):
+        Source(name)
+
+
+def test_damaged_and_empty_sources_are_named(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(ValueError, match=r"text\.mp4 does not open: it is damaged, or its codec is missing"):
+        Source(tmp_path / "text.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        Source(tmp_path / "empty")
+    for number, size in ((0, (48, 64)), (1, (32, 64))):
+        cv2.imwrite(str(tmp_path / "empty" / f"{number}.png"), numbered(number, size))
+    with (
+        Source(tmp_path / "empty") as source,
+        pytest.raises(ValueError, match="changes size at frame 1: 64x32 after 64x48"),
+    ):
+        list(source)
+    (tmp_path / "empty" / "1.png").write_bytes(b"broken")
+    with Source(tmp_path / "empty") as source, pytest.raises(ValueError, match=r"1\.png"):
+        list(source)
+
+
+def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
+    loud = tmp_path / "loud.mkv"
+    with av.open(str(loud), "w") as container:
+        video = container.add_stream("mpeg4", rate=25, options={"bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for number in range(25):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), "bgr24")))
+        wave = (np.sin(np.arange(16000) / 10) * 9000).astype(np.int16)[None]
+        for start in range(0, 16000, 1024):
+            frame = av.AudioFrame.from_ndarray(wave[:, start : start + 1024], "s16", "mono")
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+        container.mux(video.encode(None))
+    copy = tmp_path / "copy.mp4"
+    with Source(loud) as source, VideoWriter(copy, (48, 64), source.rate, loud) as writer:
+        for frame in source:
+            writer.write(frame.image, frame.time)
+    np.testing.assert_allclose(times(copy), times(loud), atol=2e-3)
+    with av.open(str(copy)) as container:
+        heard = sum(frame.samples for frame in container.decode(audio=0))
+    assert heard > 14000
+
+
+def test_a_killed_writer_leaves_a_video_that_plays(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    code = f"""
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+import numpy as np
+from img2pose_edge.video import VideoWriter
+writer = VideoWriter(Path({str(path)!r}), (240, 320), 25)
+for i in range(400):
+    writer.write(np.random.randint(0, 255, (240, 320, 3), dtype=np.uint8), i / 25)
+print("written", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "written\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(times(path)) > 200
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.mp4 or \.mkv, got .*out\.avi"):
+        VideoWriter(tmp_path / "out.avi", (48, 64), 25)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*folder\.mp4"):
+        VideoWriter(tmp_path / "folder.mp4", (48, 64), 25)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "full.mkv").symlink_to("/dev/full")
+
+    def write() -> None:
+        with VideoWriter(tmp_path / "full.mkv", (240, 320), 25) as writer:
+            for number in range(100):
+                noise = np.random.default_rng(number).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+                writer.write(noise, number / 25)
+
+    with pytest.raises(OSError, match=r"(?i)no space"):
+        write()
+
+
+def test_a_detector_streams(astronaut: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(folder / f"{number}.png"), astronaut)
+    found = [(frame.index, len(faces)) for frame, faces in PoseDetector(threads=1).stream(folder)]
+    assert [i for i, _ in found] == [0, 1, 2]
+    assert all(count == 1 for _, count in found)
+
+
+@pytest.fixture
+def people(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """Twelve frames of a photograph that moves to the left."""
+    path = tmp_path / "people.mp4"
+    with VideoWriter(path, (320, 320), 25) as writer:
+        for number in range(12):
+            writer.write(astronaut[:320, 4 * number : 4 * number + 320], number / 25)
+    return path
+
+
+def test_the_command_writes_video_and_tables(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, table, lines = tmp_path / "out.mp4", tmp_path / "out.csv", tmp_path / "out.jsonl"
+    arguments = ["--csv", str(table), "--jsonl", str(lines), "--smooth", "--every", "2", "--threads", "1"]
+    assert main(["video", str(people), "--out", str(out), *arguments]) == 0
+    assert "12 frames, 6 faces" in capsys.readouterr().out
+    rows = read_rows(table)
+    assert rows == read_rows(lines)
+    assert [row["frame"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    assert {row["id"] for row in rows} == {0}
+    assert all(later["x1"] < former["x1"] for former, later in pairwise(rows))
+    np.testing.assert_allclose(times(out), times(people), atol=1e-4)
+    with Source(out) as drawn, Source(people) as plain:
+        changed = [np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(drawn, plain, strict=True)]
+    assert min(changed) > 1
+
+
+def test_ctrl_c_ends_with_whole_files(people: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "out.mp4", tmp_path / "out.csv"
+    many = tmp_path / "many"
+    many.mkdir()
+    with Source(people) as source:
+        image = next(iter(source)).image
+    for number in range(400):
+        cv2.imwrite(str(many / f"{number:03}.jpg"), image)
+    command = ["-m", "img2pose_edge.cli", "video", str(many), "--out", str(out), "--csv", str(table), "--threads", "1"]
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    for _ in range(400):
+        if table.exists() and table.stat().st_size > 1000:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in printed
+    rows = read_rows(table)
+    assert 0 < len(rows) < 400
+    assert abs(len(times(out)) - len(rows)) <= 1
+
+
+def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, what in (
+        ([str(people)], "nothing to write or send"),
+        ([str(people), "--csv", str(tmp_path / "a.csv"), "--every", "0"], "every must be at least 1, got 0"),
+        ([str(people), "--csv", str(tmp_path / "a.txt")], ".csv"),
+        (["absent.mp4", "--csv", str(tmp_path / "a.csv")], "no video absent.mp4"),
+    ):
+        assert main(["video", *arguments]) == 1
+        assert what in capsys.readouterr().err
