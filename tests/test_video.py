@@ -267,8 +267,14 @@ def test_ctrl_c_ends_with_whole_files(people: Path, tmp_path: Path) -> None:
         image = next(iter(source)).image
     for number in range(400):
         cv2.imwrite(str(many / f"{number:03}.jpg"), image)
-    command = ["-m", "img2pose_edge.cli", "video", str(many), "--out", str(out), "--csv", str(table), "--threads", "1"]
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    code = """
+import signal, sys
+from img2pose_edge.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["video", str(many), "--out", str(out), "--csv", str(table), "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
     for _ in range(400):
         if table.exists() and table.stat().st_size > 1000:
             break
