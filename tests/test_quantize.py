@@ -102,7 +102,7 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     kinds = [n for n in signed.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
     weights = [constants[n.input[0]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(w.dtype == np.int8 for w in weights)
-    assert len(weights) == 44, "all but the last convolutions"
+    assert len(weights) == 48, "all but the last convolutions"
     scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
     assert signed.ByteSize() < 1e6
@@ -134,7 +134,7 @@ def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
     assert len(steps) > 50
     assert all(float(np.log2(step)).is_integer() for step in steps)
     weights = [buffer for name, buffer in graph.named_buffers() if name.startswith("_scale")]
-    assert len(weights) == 44, "all but the last convolutions"
+    assert len(weights) == 48, "all but the last convolutions"
     odd = torch.cat([torch.frexp(step).mantissa for step in weights]) * 32
     assert (odd == odd.round()).all()
     assert (odd % 2 == 1).all()
@@ -145,7 +145,7 @@ def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
 
     convolutions = [n for n in graph.graph.nodes if n.target is CONV and "relu" in str(next(iter(n.users)).target)]
     terms = [n for n in convolutions if becomes_a_term(n)]
-    assert len(terms) == 12
+    assert len(terms) == 15
     for source, weight, bias, *_ in (n.args for n in terms):
         assert (get_attribute(graph, weight.args[0]) % 2 == 0).all()
         sums = get_attribute(graph, bias) / (source.args[1] * get_attribute(graph, weight.args[1]))
@@ -280,7 +280,7 @@ def test_sensitivity_names_the_layers(
     pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = sensitivities(CHECKPOINT, pictures)
-    assert len(found) == 44
+    assert len(found) == 48
     assert [s.angle for s in found] == sorted((s.angle for s in found), reverse=True)
     towers = {s.layer: s for s in found if s.layer.startswith(("score_tower", "pose_tower"))}
     assert towers["score_tower.depthwise.0"].angle < 1e-3 < towers["pose_tower.depthwise.1"].angle
