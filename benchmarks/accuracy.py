@@ -26,7 +26,7 @@ from img2pose_edge.benchmarks.metrics import (
 )
 
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.preprocess import PAD_VALUE, load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, PAD_VALUE, load_image
 from img2pose_edge.progress import track
 
 AP_THRESHOLD = 0.02
@@ -87,7 +87,8 @@ def read_images(
     """Records (their ``image`` is a path below ``root``) and their images.
 
     Args:
-        problems: images that cannot be read are named in it and left out; without it the first one is an error.
+        problems: images that cannot be read are named in it and left out; without it the first one is an error. Images
+            that lie beside them without a record are named, too.
     """
     for record in track(records, label):
         try:
@@ -98,6 +99,11 @@ def read_images(
             problems.append(f"{label}: {error}")
             continue
         yield record, image
+    if problems is not None:
+        listed = {root / record["image"] for record in records}
+        beside = {p for folder in {path.parent for path in listed} if folder.is_dir() for p in folder.iterdir()}
+        extra = sorted(p for p in beside - listed if p.suffix.lower() in IMAGE_SUFFIXES)
+        problems += [f"{label}: {path} has no label" for path in extra]
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from img2pose_edge.benchmarks.accuracy import EVALUATIONS
 from img2pose_edge.benchmarks.contenders import (
     Contender,
     mediapipe_contenders,
@@ -27,6 +26,7 @@ from img2pose_edge.benchmarks.contenders import (
 from img2pose_edge.benchmarks.latency import ContenderError, Process, choose_cores, time_contenders
 from img2pose_edge.benchmarks.macs import count_macs
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, HEIGHT, WIDTH
+from img2pose_edge.benchmarks.sets import SETS
 
 from img2pose_edge.manifest import find_model
 from img2pose_edge.preprocess import letterbox
@@ -115,12 +115,12 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 def measure_accuracy(
     contenders: Sequence[Contender], data: Path, pythons: dict[str, str], missing: list[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures of each contender on each set of ``accuracy.EVALUATIONS``, by name; a contender on each core at a time.
+    """Figures of each contender on each set of ``sets.SETS``, by name; a contender on each core at a time.
 
     Contenders that find the same by construction (in another engine, or with a pose beside) are measured once.
     """
     sets = []
-    for name, (folder, _) in EVALUATIONS.items():
+    for name, (folder, _) in SETS.items():
         if (data / folder).is_dir():
             sets.append(name)
         else:

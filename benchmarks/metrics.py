@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from img2pose_edge.nms import pairwise_iou
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -22,19 +24,6 @@ class GroundTruth:
 
     boxes: np.ndarray
     counts: np.ndarray
-
-
-def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray:
-    """(N, M) intersection over union of (N, 4) and (M, 4) boxes.
-
-    ``extra`` is added to every width and height: 1 for WIDER FACE's protocol, whose boxes include
-    their last pixel.
-    """
-    size_a, size_b = a[:, 2:] - a[:, :2] + extra, b[:, 2:] - b[:, :2] + extra
-    inner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2]) + extra
-    overlap = np.prod(np.clip(inner, 0, None), axis=2)
-    union = np.prod(size_a, axis=1)[:, None] + np.prod(size_b, axis=1)[None] - overlap
-    return overlap / np.maximum(union, 1e-12)
 
 
 def normalize_scores(found: Sequence[Detections]) -> list[Detections]:

@@ -16,6 +16,7 @@ from img2pose_edge.preprocess import letterbox
 YUNET_NMS, SCRFD_NMS, RFB_NMS = 0.3, 0.4, 0.5
 """As OpenCV's FaceDetectorYN, InsightFace and the Ultra-Light detector's own code use them."""
 YUNET_SCORE, SCRFD_SCORE, RFB_SCORE = 0.6, 0.5, 0.7
+RFB_OUTPUTS = ["scores", "boxes"]
 STRIDES = (8, 16, 32)
 MOST = 1000
 """Boxes that go into NMS at most, the best ones."""
@@ -44,6 +45,7 @@ class Peer:
         """
         self.network = open_network(path, threads, engine)
         names = self.network.outputs
+        self.has_points = names != RFB_OUTPUTS
         self._longest = longest
         self._decode: Callable[[Maps, tuple[int, int], float], Detected]
         if "cls_8" in names:
@@ -52,7 +54,7 @@ class Peer:
         elif len(names) == 3 * len(STRIDES):
             self._decode, self._mean, self._std, self._rgb = _scrfd, 127.5, 128.0, True
             self.score, self._overlap = SCRFD_SCORE, SCRFD_NMS
-        elif names == ["scores", "boxes"] and self.network.size:
+        elif names == RFB_OUTPUTS and self.network.size:
             self._decode, self._mean, self._std, self._rgb = _rfb, 127.0, 128.0, True
             self.score, self._overlap = RFB_SCORE, RFB_NMS
         else:
@@ -84,11 +86,6 @@ class Peer:
         keep = best[non_maximum_suppression(boxes[best], scores[best], self._overlap)]
         marks = [None if points is None else points[i] / scale for i in keep]
         return [Found(float(scores[i]), boxes[i], landmarks=mark) for i, mark in zip(keep, marks, strict=True)]
-
-
-def load_peer(path: Path, longest: int = 640, threads: int | None = None) -> Peer:
-    """A YuNet or SCRFD (with five points) in ONNX Runtime: arguments and errors as :class:`Peer`."""
-    return Peer(path, longest, threads)
 
 
 def _cells(count: int, columns: int) -> np.ndarray:

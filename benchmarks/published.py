@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from img2pose_edge.benchmarks.accuracy import ANGLES, AP_THRESHOLD, Detect, Found, mean_absolute, read_mat, require
-from img2pose_edge.benchmarks.metrics import angle_errors, pairwise_iou
+from img2pose_edge.benchmarks.metrics import angle_errors
 from img2pose_edge.pose_references import load_reference
 
 from img2pose_edge import geometry
+from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 from img2pose_edge.published import project_boxes, similarity_to_ours

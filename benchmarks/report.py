@@ -75,6 +75,7 @@ def long_row(result: Result) -> dict[str, str]:
     columns["AFLW missed"] = cell(result, (*AFLW_MAE[:2], "missed"), 0)
     for low, high in PANS:
         columns[f"P'04 yaw, pan {low}-{high}"] = cell(result, pan_error(low, high), 2)
+    columns["BIWI MAE"] = cell(result, ("accuracy", "biwi", "local_mae"), 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
     return columns
 
@@ -114,7 +115,7 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
     )
     contents = {
         page: text.encode(),
-        page.with_suffix(".json"): (json.dumps(document, indent=1) + "\n").encode(),
+        page.with_suffix(".json"): (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
         page.with_suffix(".png"): picture(overview, "png"),
         page.with_suffix(".md"): (short_table(document) + "\n").encode(),
     }

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from img2pose_edge.benchmarks.accuracy import Detect, Found
-from img2pose_edge.benchmarks.metrics import pairwise_iou
 
 from img2pose_edge.detector import PoseDetector
+from img2pose_edge.nms import pairwise_iou
 
 SIZES = (200, 300, 500, 800, 1100, 1400, 1700)
 """Shorter sides, in pixels, at which the image is seen."""

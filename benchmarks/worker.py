@@ -69,14 +69,15 @@ class Worker:
 
     def evaluate(self, data: str, sets: list[str]) -> dict[str, Any]:
         """Accuracy on some of the data sets below the folder ``data``; what is missing there is named."""
-        from img2pose_edge.benchmarks.accuracy import EVALUATIONS
+        from img2pose_edge.benchmarks.sets import SETS
 
         problems: list[str] = []
         figures = {}
         for name in sets:
-            folder, protocol = EVALUATIONS[name]
+            folder, protocol = SETS[name]
             try:
-                figures[name] = protocol(self._opened.detect, Path(data) / folder, problems)
+                found = protocol(self._opened.detect, Path(data) / folder, problems)
+                figures[name] = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
             except (OSError, ValueError, ImportError) as error:
                 problems.append(str(error))
         return {"accuracy": figures, "problems": problems}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from img2pose_edge.benchmarks.metrics import pairwise_iou
 from img2pose_edge.quantize.fold import LEAST
 from torch import nn
 from torch.fx import GraphModule
@@ -20,6 +19,7 @@ from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import READERS, installed
 from img2pose_edge.face import Face
+from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.networks import load_network
 

@@ -48,12 +48,8 @@ class Calibration:
     distortion: np.ndarray = field(default_factory=lambda: np.zeros(5))
 
     def __post_init__(self) -> None:
-        camera, lens = np.asarray(self.intrinsics, float), np.asarray(self.distortion, float).ravel()
-        if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
-            raise ValueError(
-                "a calibration's camera matrix must be 3x3, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], with positive focal "
-                f"lengths, got {camera.tolist()}"
-            )
+        camera = geometry.check_intrinsics(self.intrinsics)
+        lens = np.asarray(self.distortion, float).ravel()
         if len(lens) not in COEFFICIENTS or not np.isfinite(lens).all():
             counts = ", ".join(map(str, COEFFICIENTS))
             raise ValueError(f"a calibration has {counts} finite distortion coefficients, got {lens.tolist()}")

@@ -142,7 +142,7 @@ def video(options: argparse.Namespace) -> int:
         send: list[Any] = []
         if options.opentrack:
             head = senders.enter_context(OpenTrackSender(options.opentrack))
-            send.append(lambda faces: head.send(max(faces, key=lambda f: f.score)) if faces else None)
+            send.append(lambda faces, ids: head.send(faces[0]) if faces else None)
         if options.osc:
             send.append(senders.enter_context(OscSender(options.osc)).send)
         done = record(
@@ -378,7 +378,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.biwi:
         report("biwi", published.evaluate_biwi(detect, options.biwi, options.biwi_frames, points))
     if options.write_manifest:
-        rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in figures.items()}
+        rounded = {k: {n: round(float(v), 4) for n, v in d.items() if v == v} for k, d in figures.items()}  # no NaN
         path = detector.model.path.with_suffix(".json")
         metrics = {**detector.model.manifest["metrics"], **rounded}
         write_manifest({**detector.model.manifest, "metrics": metrics}, path)
@@ -450,7 +450,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
-    p.add_argument("--opentrack", metavar="HOST:PORT", help="send the surest face's pose to OpenTrack (UDP)")
+    p.add_argument(
+        "--opentrack",
+        metavar="HOST:PORT",
+        help="send a pose to OpenTrack (UDP): the surest face's, with --smooth the longest known one's",
+    )
     p.add_argument("--osc", metavar="HOST:PORT", help="send poses by OSC")
     add_detector_options(p)
     p.set_defaults(do=video)

@@ -69,7 +69,7 @@ class PoseDetector:
         self.input_size = self._size(input_size)
         self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
         self.nms_iou = self._fraction("nms_iou", nms_iou, self.model.nms_iou)
-        self.intrinsics = None if intrinsics is None else self._camera(intrinsics)
+        self.intrinsics = None if intrinsics is None else geometry.check_intrinsics(intrinsics)
         self._lock = threading.Lock()
 
     @cached_property
@@ -95,16 +95,6 @@ class PoseDetector:
             raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
         return float(value)
 
-    @staticmethod
-    def _camera(intrinsics: Any) -> np.ndarray:
-        camera = np.asarray(intrinsics, float)
-        if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
-            raise ValueError(
-                "intrinsics must be a 3x3 camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal "
-                f"lengths, got {intrinsics!r}"
-            )
-        return camera
-
     def __call__(self, image: Any) -> Faces:
         return self.detect(image)
 
@@ -129,7 +119,7 @@ class PoseDetector:
         pixels = load_image(image)
         threshold = self._fraction("score_threshold", score_threshold, self.score_threshold)
         overlap = self._fraction("nms_iou", nms_iou, self.nms_iou)
-        camera = self.intrinsics if intrinsics is None else self._camera(intrinsics)
+        camera = self.intrinsics if intrinsics is None else geometry.check_intrinsics(intrinsics)
         if camera is None:
             camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
         network_image, scale = self.network_input(pixels, input_size)

@@ -206,6 +206,17 @@ def default_intrinsics(width: float, height: float) -> np.ndarray:
     return np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
 
 
+def check_intrinsics(intrinsics: Any) -> np.ndarray:
+    """(3, 3) float64 camera matrix, or ``ValueError`` if it is none."""
+    camera = np.asarray(intrinsics, float)
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
+        raise ValueError(
+            "intrinsics must be a 3x3 camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal "
+            f"lengths, got {intrinsics!r}"
+        )
+    return camera
+
+
 def box_intrinsics(boxes: Array) -> Array:
     """Cameras of crops: focal length ``width + height`` of the box, principal point in its middle.
 

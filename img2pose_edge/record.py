@@ -19,7 +19,8 @@ from img2pose_edge.rows import RowWriter
 from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Frame, Source, VideoWriter
 
-Send = Callable[[Sequence[Face]], None]
+Send = Callable[[Sequence[Face], Sequence[int] | None], None]
+"""Takes the faces of a frame, and their ids if they are tracked."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def record(
         tracker: gives faces ids and steadies them.
         calibration: of the camera; poses are then those in it, without distortion.
         every: frames to look at: each of so many. Those between keep the faces of the last one and have no rows.
-        send: called with the faces of each frame that was looked at.
+        send: called with the faces of each frame that was looked at, the best or longest known first.
         sound: file whose sound the video gets.
 
     Raises:
@@ -68,7 +69,7 @@ def record(
         tables = [open_files.enter_context(RowWriter(path)) for path in rows]
         writer: VideoWriter | None = None
         faces: list[Face] = []
-        ids: list[int | None] = []
+        ids: list[int] | None = None
         try:
             for frame in track(source, source.name, total=source.frames):
                 if frame.index % every == 0 or source.live:
@@ -77,7 +78,7 @@ def record(
                     for table in tables:
                         table.write(faces, source.name, frame.index, frame.time, ids)
                     for call in send:
-                        call(faces)
+                        call(faces, ids)
                 if out:
                     if writer is None:
                         size = frame.image.shape[0], frame.image.shape[1]
@@ -91,22 +92,21 @@ def record(
 
 def _look(
     frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None
-) -> tuple[list[Face], list[int | None]]:
+) -> tuple[list[Face], list[int] | None]:
     faces: list[Face] = detector.detect(frame.image)
     if calibration:
         height, width = frame.image.shape[:2]
         camera = calibration.for_size(width, height)
         faces = [undistort_face(face, camera) for face in faces]
     if tracker is None:
-        return faces, [None] * len(faces)
+        return faces, None
     tracked = tracker.update(faces, frame.time)
     return [t.face for t in tracked], [t.id for t in tracked]
 
 
-def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int | None]) -> np.ndarray:
+def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None) -> np.ndarray:
     picture = draw_faces(image, faces)
-    for face, number in zip(faces, ids, strict=True):
-        if number is not None:
-            corner = round(face.box[0]), round(face.box[3]) + 14
-            cv2.putText(picture, str(number), corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, BOX_COLOR, 1, cv2.LINE_AA)
+    for face, number in zip(faces, ids or [], strict=ids is not None):
+        corner = round(face.box[0]), round(face.box[3]) + 14
+        cv2.putText(picture, str(number), corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, BOX_COLOR, 1, cv2.LINE_AA)
     return picture

@@ -10,6 +10,7 @@ import numpy as np
 
 from img2pose_edge.face import Face
 from img2pose_edge.geometry import matrix_to_angles
+from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.smoothing import (
     PoseFilter,
@@ -219,12 +220,3 @@ def check_faces(faces: Sequence[Face]) -> np.ndarray:
         i = int(np.argmin(good))
         raise ValueError(f"face number {i} has no finite pose in front of the camera: {poses[i]}")
     return poses
-
-
-def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over union of (N, 4) and (M, 4) boxes."""
-    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-    size = np.maximum(high - low, 0)
-    overlap = size[..., 0] * size[..., 1]
-    area_a, area_b = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (a, b))
-    return overlap / (area_a[:, None] + area_b - overlap)

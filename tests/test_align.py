@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ASTRONAUT_POINTS, shared
-from img2pose_edge.benchmarks.peers import load_peer
+from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.pose_references import load_reference, project_face_box
 from skimage.transform import SimilarityTransform
 
@@ -108,7 +108,7 @@ def test_the_astronaut_is_aligned(astronaut: np.ndarray) -> None:
 
 
 def test_a_detector_finds_the_points_of_the_crop_at_the_template(astronaut: np.ndarray) -> None:
-    detect = load_peer(shared("peers/scrfd_500m_kps.onnx"), threads=1)
+    detect = Peer(shared("peers/scrfd_500m_kps.onnx"), threads=1)
     for degrees in (0, -15):
         turn = cv2.getRotationMatrix2D((224, 115), degrees, 1)
         image = cv2.warpAffine(astronaut, turn, (512, 512))

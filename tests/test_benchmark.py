@@ -20,7 +20,7 @@ from img2pose_edge.benchmarks.figures import fastest, read, whole_call
 from img2pose_edge.benchmarks.head_pose import HeadPoseNetwork, with_points
 from img2pose_edge.benchmarks.latency import ContenderError, Process, time_contenders
 from img2pose_edge.benchmarks.macs import count_macs
-from img2pose_edge.benchmarks.peers import Peer, load_peer
+from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.benchmarks.plots import pareto
 from img2pose_edge.benchmarks.report import short_table
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
@@ -147,6 +147,7 @@ def evaluation_data(tmp_path: Path, astronaut: np.ndarray) -> Path:
         (root / folder / "broken.png").write_bytes(b"no image")
     box = [178.0, 60.0, 92.0, 110.0]
     lines = [{"image": n, "boxes_xywh": [box], "easy": [0], "medium": [0], "hard": [0]} for n in FILES]
+    cv2.imwrite(str(root / "wider" / "unknown.png"), astronaut)
     (root / "wider" / "ground_truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows = "".join(f"{name},-5,1,3\n" for name in FILES)
     (root / "aflw2000" / "labels.csv").write_text("image,pitch_deg,yaw_deg,roll_deg\n" + rows)
@@ -170,7 +171,14 @@ def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_
     for name in FILES[1:]:
         for label in ("WIDER FACE", "AFLW2000-3D", "Pointing'04"):
             assert any(line.startswith(label) and name in line for line in written["missing"]), (label, name)
-    for text in ("no model 'edge-x'", "SCRFD-500M: no file", "b66: no file", "yunet_n.onnx is not a model that ONNX"):
+    assert any(line.endswith("unknown.png has no label") for line in written["missing"])
+    for text in (
+        "biwi: no folder",
+        "no model 'edge-x'",
+        "SCRFD-500M: no file",
+        "b66: no file",
+        "yunet_n.onnx is not a model that ONNX",
+    ):
         assert text in missing
     assert "MediaPipe detection" in missing  # it is not installed here
     assert {r["engine"] for r in written["results"]} >= {"onnxruntime", "openvino"}
@@ -262,7 +270,7 @@ def test_rfb_reaches_its_known_figures() -> None:
 
 
 def test_peers_get_poses_by_points_and_by_a_network() -> None:
-    yunet = load_peer(shared("peers/yunet_n.onnx"))
+    yunet = Peer(shared("peers/yunet_n.onnx"))
     data = shared("data/eval")
     by_points = evaluate_aflw2000(with_points(yunet), data / "aflw2000")
     assert by_points["missed"] == 0

@@ -360,6 +360,14 @@ def test_own_photographs_are_labelled_by_a_detector_and_pnp(tmp_path: Path, astr
     assert (np.abs(angles - [-5, 1, 3]) < [20, 8, 5]).all()  # she smiles: five points take that for looking down
 
 
+def test_a_detector_without_points_is_refused(tmp_path: Path, astronaut: np.ndarray, capsys: Capture) -> None:
+    write_image(tmp_path / "one.png", astronaut)
+    model = shared("peers/ultralight_rfb_320.onnx")
+    assert main(["annotate", str(tmp_path), "--detector", str(model)]) == 1
+    assert "marks no points to take poses from" in capsys.readouterr().err
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
 def test_a_detector_that_is_none_is_named(tmp_path: Path, astronaut: np.ndarray, capsys: Capture) -> None:
     write_image(tmp_path / "one.png", astronaut)
     bundled = Path(__file__).parents[1] / "img2pose_edge/models/edge-n.onnx"

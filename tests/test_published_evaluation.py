@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from conftest import ASTRONAUT_BOX, shared
 from img2pose_edge.benchmarks.accuracy import AP_THRESHOLD, Detect, Found, detect_by, evaluate_wider, wider_records
-from img2pose_edge.benchmarks.metrics import pairwise_iou
 from img2pose_edge.benchmarks.published import (
     biwi_frames,
     evaluate_aflw2000_official,
@@ -31,6 +30,7 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
+from img2pose_edge.nms import pairwise_iou
 
 scipy_io = pytest.importorskip("scipy.io")
 

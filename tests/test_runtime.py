@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ASTRONAUT_BOX
-from img2pose_edge.benchmarks.metrics import pairwise_iou
 from img2pose_edge.pose_references import load_reference
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
@@ -23,7 +22,7 @@ from img2pose_edge.decode import candidates
 from img2pose_edge.detector import make_faces
 from img2pose_edge.engines import READERS, load_engine, ort
 from img2pose_edge.manifest import bundled_models, find_model
-from img2pose_edge.nms import non_maximum_suppression
+from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
 from img2pose_edge.preprocess import letterbox
 
 

@@ -18,7 +18,9 @@ import pytest
 
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
+from img2pose_edge.record import record
 from img2pose_edge.rows import read_rows
+from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Source, VideoWriter
 
 av = pytest.importorskip("av")
@@ -257,6 +259,14 @@ def test_the_command_writes_video_and_tables(people: Path, tmp_path: Path, capsy
     with Source(out) as drawn, Source(people) as plain:
         changed = [np.abs(a.image.astype(int) - b.image).mean() for a, b in zip(drawn, plain, strict=True)]
     assert min(changed) > 1
+
+
+def test_senders_get_the_ids_of_tracked_faces(people: Path) -> None:
+    sent: list[tuple[int, Any]] = []
+    detector = PoseDetector(threads=1)
+    record(Source(people), detector, tracker=PoseTracker(), send=[lambda faces, ids: sent.append((len(faces), ids))])
+    record(Source(people), detector, send=[lambda faces, ids: sent.append((len(faces), ids))])
+    assert sent == [(1, [0])] * 12 + [(1, None)] * 12
 
 
 def test_ctrl_c_ends_with_whole_files(people: Path, tmp_path: Path) -> None:

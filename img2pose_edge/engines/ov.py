@@ -50,7 +50,7 @@ class Compiled:
             return self._requests[shape]
         key = None if self._requests else shape
         if key not in self._requests:
-            network = core().read_model(str(self._path))
+            network = self.model.clone()
             try:
                 if key:
                     network.reshape(list(key))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from img2pose_edge.benchmarks.peers import load_peer
+from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
@@ -33,7 +33,9 @@ class Annotated:
 
 def label_by_detector(detector: Path, threshold: float) -> Label:
     """Faces and five points of a YuNet or SCRFD model; angles by PnP on the points."""
-    detect = load_peer(detector)
+    detect = Peer(detector)
+    if not detect.has_points:
+        raise ValueError(f"{detector} marks no points to take poses from: YuNet or SCRFD with five points does")
 
     def label(image: np.ndarray) -> list[dict[str, Any]]:
         height, width = image.shape[:2]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
+
+from img2pose_edge.files import write_file
 
 COLUMNS = 3
 
@@ -65,8 +67,7 @@ def draw_curves(runs: list[Path], out: Path) -> Path:
             axes.legend(fontsize=8)
         if number > len(names) - COLUMNS:
             axes.set_xlabel("step", fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{os.getpid()}.{out.name}")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, out)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix.removeprefix("."), dpi=110)
+    write_file(out, picture.getvalue())
     return out

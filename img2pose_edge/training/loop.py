@@ -133,16 +133,13 @@ def begin(options: TrainOptions, initial: Path | None, last: Path) -> nn.Module:
     if not initial:
         return network
     source, trained = load_network(initial)
-    edges = isinstance(network, EdgeNet) and isinstance(trained, EdgeNet)
-    if source["network"] != options.network and (options.int8 or not edges):
+    if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet) and not options.int8:
+        if network.config != trained.config:
+            grow(trained, network, options.seed)
+            return network
+    elif source["network"] != options.network:
         raise ValueError(f"{initial} holds {source['network']}, not {options.network}")
-    if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet) and network.config != trained.config:
-        if options.int8:
-            return trained
-        grow(trained, network, options.seed)
-    else:
-        network.load_state_dict(source["weights"])
-    return network
+    return trained.train()
 
 
 SHOWN_PICTURES = 64

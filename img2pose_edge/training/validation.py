@@ -13,12 +13,12 @@ from img2pose_edge.benchmarks.metrics import (
     GroundTruth,
     angle_errors,
     normalize_scores,
-    pairwise_iou,
     wider_average_precision,
 )
 from img2pose_edge.decode import candidates
 from img2pose_edge.detector import make_faces
 from img2pose_edge.face import Face
+from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.data import Pixels, Record
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
