@@ -50,11 +50,12 @@ def shared_channels(folded: FoldedNet) -> list[Shared]:
     tensors = [Shared([at("stem.0")], [at("stages.0.0.0.0")])]
     for i, stage in enumerate(stages):
         bodies = [f"stages.{i}.{k}.body" for k in range(1, len(stage))]
-        for block in [f"stages.{i}.0", *bodies]:
+        separable = [b for b in [f"stages.{i}.0", *bodies] if len(folded.network.get_submodule(b)) == 2]  # type: ignore[arg-type]
+        for block in separable:
             tensors.append(Shared([at(f"{block}.0.0")], [at(f"{block}.1.0")]))
         after = [f"stages.{i + 1}.0.0.0"] if i + 1 < len(stages) else []
         lateral = [f"laterals.{i - 1}.0"] if i else []
-        writers = [f"{block}.1.0" for block in [f"stages.{i}.0", *bodies]]
+        writers = [f"{block}.{int(block in separable)}.0" for block in [f"stages.{i}.0", *bodies]]
         readers = [*(f"{body}.0.0" for body in bodies), *after, *lateral]
         tensors.append(Shared([at(n) for n in writers], [at(n) for n in readers]))
     levels = range(len(STRIDES))

@@ -92,12 +92,47 @@ class FullTeacher:
         return Hints(score, score > 0, picture[face], cell, center[face], size[face], local[face])
 
 
+class DetectorTeacher:
+    """A face detector, SCRFD (Guo et al., ICLR 2022) in ONNX: it says how sure one can be of small faces; of poses, and
+    of the cells of the last level, it says nothing.
+
+    Its anchors lie at the corners of cells, where ours have their middles: it sees the picture moved by half a cell of
+    the first level. It computes in bfloat16 where the CPU can.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from img2pose_edge.engines.ov import Compiled
+
+        if not path.is_file():
+            raise FileNotFoundError(f"no model {path}")
+        self.network = Compiled(path, torch.get_num_threads(), {"INFERENCE_PRECISION_HINT": "bf16"})
+        self.outputs = self.network.model.outputs[: len(STRIDES)]
+        if len(self.network.model.outputs) != 3 * len(STRIDES):
+            raise ValueError(f"{path} is not SCRFD with five points, the one detector that can teach")
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, cells: Cells) -> Hints:
+        half = STRIDES[0] // 2
+        moved = torch.nn.functional.pad(batch.images[:, half:, half:], (0, 0, 0, half, 0, half), value=127)
+        blob = (moved.flip(-1).permute(0, 3, 1, 2).float() - 127.5) / 128
+        request = self.network.infer(blob.cpu().contiguous().numpy())
+        anchors = [torch.from_numpy(request.get_tensor(output).data.copy()) for output in self.outputs]
+        # The scores of a cell's two anchors, which are of two sizes.
+        score = torch.cat([a.reshape(len(batch.images), -1, 2).amax(2) for a in anchors], 1).to(batch.images.device)
+        known = (cells.level < len(STRIDES) - 1).expand_as(score)
+        none = torch.zeros(0, dtype=torch.long, device=score.device)
+        return Hints(score, known, none, none, score.new_zeros(0, 2), score.new_zeros(0), score.new_zeros(0, 3, 3))
+
+
 def load_teacher(checkpoint: Path, device: torch.device) -> Teacher:
-    """A teacher from a checkpoint of ours: any edge network, or a full one.
+    """A teacher from a checkpoint of ours, any edge network or a full one, or from SCRFD's ``.onnx``.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`load_network`.
+        FileNotFoundError, ValueError: as :func:`load_network`; if a model in ONNX is not SCRFD.
+        ImportError: if OpenVINO, which runs SCRFD, is not installed.
     """
+    if checkpoint.suffix == ".onnx":
+        return DetectorTeacher(checkpoint)
     _, network = load_network(checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return EdgeTeacher(network) if isinstance(network, EdgeNet) else FullTeacher(network)

@@ -70,6 +70,9 @@ def grow(small: EdgeNet, large: EdgeNet, seed: int = 0) -> None:
         copy_conv(old[0], new[0], read, read)  # type: ignore[index]
         copy_conv(old[1], new[1], read, written)  # type: ignore[index]
 
+    def copy_dense(old: nn.Module, new: nn.Module, read: Channels, written: Channels) -> None:
+        copy_conv(old[0], new[0], read, written)  # type: ignore[index]
+
     def copy_head(old: HeadConv, new: HeadConv, read: Channels, written: Channels) -> None:
         copy(old.depthwise, new.depthwise, read, read)
         copy(old.pointwise, new.pointwise, read, written)
@@ -84,14 +87,15 @@ def grow(small: EdgeNet, large: EdgeNet, seed: int = 0) -> None:
     head = widths(had.head, gets.head)
     for level, (old_stage, new_stage) in enumerate(zip(small.stages, large.stages, strict=True)):
         stage = widths(had.stages[level], gets.stages[level])
-        old_blocks, new_blocks = list(old_stage), list(new_stage)  # type: ignore[call-overload]
-        copy_separable(old_blocks[0], new_blocks[0], at, stage)
-        for number, block in enumerate(new_blocks[1:], 1):
-            assert isinstance(block, Residual)
-            if number < len(old_blocks):
-                copy_separable(old_blocks[number].body, block.body, stage, stage)
-            else:
-                nn.init.constant_(block.body[1].get_submodule("1").weight, QUIET)  # type: ignore[arg-type]
+        copy_separable(old_stage[0], new_stage[0], at, stage)  # type: ignore[index]
+        old_blocks, new_blocks = ([b for b in s if isinstance(b, Residual)] for s in (old_stage, new_stage))  # type: ignore[union-attr]
+        for convolutions, copy_body in ((2, copy_separable), (1, copy_dense)):
+            before, after = ([b.body for b in bs if len(b.body) == convolutions] for bs in (old_blocks, new_blocks))
+            for number, body in enumerate(after):
+                if number < len(before):
+                    copy_body(before[number], body, stage, stage)
+                else:
+                    nn.init.constant_(body[-1].get_submodule("1").weight, QUIET)  # type: ignore[arg-type]
         if level:
             copy_conv(small.laterals[level - 1], large.laterals[level - 1], stage, head)
         at = stage

@@ -21,17 +21,19 @@ PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
 
 @dataclass(frozen=True)
 class EdgeConfig:
-    """Widths of stem, stages (strides 4, 8, 16, 32) and head; residual blocks of each stage."""
+    """Widths of stem, stages (strides 4, 8, 16, 32) and head; residual blocks of each stage, of separable
+    convolutions first, then of dense ones."""
 
     stem: int
     stages: tuple[int, int, int, int]
     blocks: tuple[int, int, int, int]
     head: int
+    dense: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 CONFIGS = {
-    "edge-n": EdgeConfig(16, (32, 64, 128, 192), (1, 2, 3, 3), 64),
-    "edge-s": EdgeConfig(16, (48, 96, 192, 256), (1, 3, 4, 3), 96),
+    "edge-n": EdgeConfig(16, (32, 64, 128, 192), (1, 2, 3, 3), 64, (0, 1, 0, 0)),
+    "edge-s": EdgeConfig(16, (48, 96, 192, 256), (1, 3, 4, 3), 96, (1, 2, 1, 0)),
 }
 
 
@@ -53,11 +55,16 @@ def separable(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn
 
 
 class Residual(nn.Module):
-    """Separable convolution around which its input is added."""
+    """Convolution, separable or dense, around which its input is added.
 
-    def __init__(self, channels: int, kernel: int) -> None:
+    At strides 4 to 16 a dense one takes about the time of a separable one to train, with nine times its weights.
+    """
+
+    def __init__(self, channels: int, kernel: int, dense: bool = False) -> None:
         super().__init__()
-        self.body = separable(channels, channels, kernel=kernel)
+        self.body = (
+            nn.Sequential(conv(channels, channels, kernel)) if dense else separable(channels, channels, kernel=kernel)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -102,6 +109,7 @@ class EdgeNet(nn.Module):
             kernel = 5 if level == 3 else 3
             layers: list[nn.Module] = [separable(inputs, width, 2)]
             layers += [Residual(width, kernel) for _ in range(blocks)]
+            layers += [Residual(width, 3, dense=True) for _ in range(config.dense[level])]
             stages.append(nn.Sequential(*layers))
             inputs = width
         self.stages = nn.ModuleList(stages)
