@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench benchmark evaluate clean test-arm64
+.PHONY: demo test lint bench benchmark evaluate docs clean test-arm64
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -35,11 +35,19 @@ benchmark: .venv/.dev .cache/mediapipe/.done
 evaluate: .venv/.dev
 	$(BIN)/img2pose-edge evaluate --data $(DATA)/eval
 
+# Into site/, to be read from there or from any web server. The variable silences a notice about MkDocs' future.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	touch $@
+
+.venv/.docs: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml

@@ -70,7 +70,9 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
     ``Face.roll`` and pitch trade places.
 
     Args:
-        image, face, size: as in :func:`align_face`.
+        image: as in :func:`align_face`.
+        face: as in :func:`align_face`.
+        size: as in :func:`align_face`.
         margin: more of the picture on every side, as a share of the upright box's longer side.
 
     Returns:

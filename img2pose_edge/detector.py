@@ -111,7 +111,10 @@ class PoseDetector:
 
         Args:
             image: see :func:`img2pose_edge.preprocess.load_image`.
-            input_size, score_threshold, nms_iou, intrinsics: for this image only, instead of the detector's.
+            input_size: for this image only, instead of the detector's.
+            score_threshold: likewise.
+            nms_iou: likewise.
+            intrinsics: likewise.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: naming what is wrong with the image or an option.

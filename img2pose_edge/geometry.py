@@ -329,7 +329,8 @@ def convert_pose(
 
     Args:
         pose: (..., 6) in the first camera.
-        from_intrinsics, to_intrinsics: (3, 3) or (..., 3, 3).
+        from_intrinsics: (3, 3) or (..., 3, 3).
+        to_intrinsics: (3, 3) or (..., 3, 3).
         scale: (...,) second crop's pixels per first crop's pixel.
         offset: (..., 2) second crop's pixels.
 

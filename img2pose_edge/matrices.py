@@ -49,8 +49,10 @@ def projection(intrinsics: np.ndarray, width: float, height: float, near: float,
 
     Args:
         intrinsics: (3, 3), as ``Face.intrinsics``.
-        width, height: of the image in pixels; the picture fills the viewport.
-        near, far: depths that are drawn, in the unit of :func:`model_view`.
+        width: of the image in pixels; the picture fills the viewport.
+        height: likewise.
+        near: least depth that is drawn, in the unit of :func:`model_view`.
+        far: greatest depth that is drawn.
 
     Returns:
         (4, 4) float64 from the ``opengl`` camera frame to clip space, x, y and z from -1 to 1 inside it (in three.js:

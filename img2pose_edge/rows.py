@@ -71,7 +71,9 @@ class RowWriter:
 
         Args:
             faces: N of them; none writes nothing.
-            image, frame, time: of the image, as in :data:`COLUMNS`.
+            image: its name, as in :data:`COLUMNS`.
+            frame: number of the image.
+            time: of the image, seconds.
             ids: N track numbers.
 
         Raises:

@@ -40,10 +40,12 @@ STREAMED = (".m3u8", ".mjpg", ".mjpeg", ".cgi")
 
 @dataclass(frozen=True)
 class Frame:
-    """Attributes:
-    image: (H, W, 3) uint8 BGR.
-    index: from 0, counting frames that were left out, too.
-    time: seconds; of a file its own clock, of a live source since it was opened.
+    """A picture of a source.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR.
+        index: from 0, counting frames that were left out, too.
+        time: seconds; of a file its own clock, of a live source since it was opened.
     """
 
     image: np.ndarray

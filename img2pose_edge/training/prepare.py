@@ -73,7 +73,8 @@ def prepare(
     """Write a data set as one LMDB; the same call goes on after an interruption.
 
     Args:
-        source, images: see ``formats.read_sources``.
+        source: see ``formats.read_sources``.
+        images: see ``formats.read_sources``.
         out: path ending in ``.lmdb``. ``<stem>_pose_mean.npy`` and ``<stem>_pose_stddev.npy`` (6,) come beside it:
             of poses in proposals' cameras, as the full model normalizes them.
         longest: shrink images to this longest side, pixels; 0 keeps them.
