@@ -9,13 +9,12 @@ from typing import Any
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+from img2pose_edge.pose_references import load_reference, project_face_box
 from matplotlib.axes import Axes
 
 from img2pose_edge import Face, geometry
 from img2pose_edge.draw import draw_faces, draw_mask
-from img2pose_edge.pose_references import load_reference, project_face_box
 
-OUT = Path(__file__).parents[1] / "figures"
 RED, GREEN, BLUE, GREY = "#e0382e", "#2f9e3a", "#2b6fd6", "#606060"
 AXES = ((RED, "x"), (GREEN, "y"), (BLUE, "z"))
 PAPER = 255
@@ -66,7 +65,7 @@ def arrow(axes: Axes, start: np.ndarray, end: np.ndarray, color: str, label: str
 # --- frames --------------------------------------------------------------------------------------
 
 
-def frames() -> None:
+def frames(out: Path) -> None:
     """Camera, face and the translation between them, seen from beside the camera."""
     width, height, focal = 1100, 470, 1150
     lens = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
@@ -100,15 +99,15 @@ def frames() -> None:
     start, end = seen([np.zeros(3), translation])
     axes.plot([start[0], end[0]], [start[1], end[1]], color="black", lw=1.6, ls=(0, (4, 3)))
     axes.text(*((start + end) / 2 + [12, 34]), "translation t", fontsize=11)
-    axes.text(*(start + [-18, 40]), "camera", fontsize=12, ha="right", weight="bold")
-    axes.text(*(end + [40, -64]), "face", fontsize=12, weight="bold")
-    save(figure, "frames")
+    axes.text(start[0] - 18, start[1] + 40, "camera", fontsize=12, ha="right", weight="bold")
+    axes.text(end[0] + 40, end[1] - 64, "face", fontsize=12, weight="bold")
+    save(figure, out / "frames.png")
 
 
 # --- signs ---------------------------------------------------------------------------------------
 
 
-def angles() -> None:
+def angles(out: Path) -> None:
     """What each angle does, as the camera sees it."""
     camera = geometry.default_intrinsics(360, 360)
     rows = (
@@ -123,7 +122,7 @@ def angles() -> None:
             show(axes, draw_faces(paper(360, 360), [face], boxes=False, opacity=0.95))
             axes.set_title(f"{name} {signed(sign * degrees)}: {meaning}", fontsize=10)
     figure.tight_layout()
-    save(figure, "angles")
+    save(figure, out / "angles.png")
 
 
 # --- local and camera rotation -------------------------------------------------------------------
@@ -132,8 +131,8 @@ PLACES = (-3.0, 0.0, 3.0)
 DEPTH = 6.0
 
 
-def local_and_camera() -> None:
-    """Heads off the optical axis: parallel heads look different in the picture, heads that look different are parallel."""
+def local_and_camera(out: Path) -> None:
+    """Off the optical axis: parallel heads look different, heads that look the same are not parallel."""
     width, height = 900, 330
     camera = np.array([[620.0, 0, width / 2], [0, 620, height / 2], [0, 0, 1]])
     cases = (
@@ -157,7 +156,7 @@ def local_and_camera() -> None:
             front.text(face.box[[0, 2]].mean(), height - 12, text, ha="center", va="bottom", fontsize=10)
         from_above(above, faces)
     figure.tight_layout(h_pad=2.5)
-    save(figure, "local_and_camera")
+    save(figure, out / "local_and_camera.png")
 
 
 def from_above(axes: Axes, faces: Sequence[Face]) -> None:
@@ -181,7 +180,7 @@ def from_above(axes: Axes, faces: Sequence[Face]) -> None:
 # --- boxes ---------------------------------------------------------------------------------------
 
 
-def ellipsoid_box() -> None:
+def ellipsoid_box(out: Path) -> None:
     """Boxes are those of a projected ellipsoid."""
     camera = geometry.default_intrinsics(420, 420)
     reference = load_reference()
@@ -202,16 +201,19 @@ def ellipsoid_box() -> None:
         axes.set_ylim(419.5, -0.5)
         axes.set_title(f"yaw {signed(-yaw)}", fontsize=11)
     figure.tight_layout()
-    save(figure, "ellipsoid_box")
+    save(figure, out / "ellipsoid_box.png")
 
 
-def save(figure: Any, name: str) -> None:
-    OUT.mkdir(exist_ok=True)
-    figure.savefig(OUT / f"{name}.png", dpi=100, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+def save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=100, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     plt.close(figure)
+
+
+def draw_all(out: Path) -> None:
+    for draw in (frames, angles, local_and_camera, ellipsoid_box):
+        draw(out)
 
 
 if __name__ == "__main__":
     plt.switch_backend("agg")
-    for draw in (frames, angles, local_and_camera, ellipsoid_box):
-        draw()
+    draw_all(Path(__file__).parents[1] / "figures")

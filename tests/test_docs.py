@@ -1,0 +1,291 @@
+"""README and docs/: every Python block runs, every command is one, with stand-ins for cameras, boards and receivers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from img2pose_edge import detector as detector_module
+from img2pose_edge import read_calibration, senders
+from img2pose_edge.cli import build_parser, main
+from img2pose_edge.manifest import MODELS, bundled_models
+from img2pose_edge.video import VideoWriter
+
+sybil = pytest.importorskip("sybil")
+from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+RUN = ("detect", "video", "demo")
+"""Commands that run here; those of training take minutes as they are written, and are parsed."""
+SMALL = {
+    "train": "--steps 2 --warmup-steps 1 --batch-size 2 --crop-size 96 --validate-every 2 --device cpu",
+    "quantize": "--count 2 --input-size 128",
+}
+"""Added to commands of a model of one's own to make them short; later options win."""
+BOARD = (9, 6)
+LENS = np.array([[700.0, 0, 322], [0, 700, 236], [0, 0, 1]])
+
+
+# --- what the pages' readers have ----------------------------------------------------------------
+
+
+def chessboard(folder: Path) -> None:
+    """Ten views, 640x480, of a board with squares of 25 mm, by the camera ``LENS``."""
+    folder.mkdir()
+    columns, rows = BOARD[0] + 1, BOARD[1] + 1
+    squares = np.indices((rows, columns)).sum(0) % 2 * 255
+    board = np.pad(np.kron(squares, np.ones((50, 50))), 50, constant_values=255).astype(np.uint8)
+    pixel_to_mm = np.array([[0.5, 0, -50.0], [0, 0.5, -50.0], [0, 0, 1]])  # 50 pixels a square; the first inner corner
+    random = np.random.default_rng(0)
+    for number in range(10):
+        turn = cv2.Rodrigues(random.uniform(-0.5, 0.5, 3))[0]
+        place = np.array([0, 0, 420.0]) + random.uniform(-30, 30, 3) - turn @ [100, 62, 0]
+        view = LENS @ np.column_stack([turn[:, :2], place]) @ pixel_to_mm
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.warpPerspective(board, view, (640, 480), borderValue=255))
+
+
+class Picamera2:
+    """Of the library's class what the page uses, by its real names; Ctrl-C after three frames."""
+
+    frame = np.zeros((0, 0, 3), np.uint8)
+
+    def __init__(self) -> None:
+        self.left, self.running = 3, False
+
+    def create_video_configuration(self, main: dict[str, Any]) -> dict[str, Any]:
+        assert main["format"] == "RGB888"
+        return {"main": main}
+
+    def configure(self, configuration: dict[str, Any]) -> None:
+        self.size = configuration["main"]["size"]
+
+    def start(self) -> None:
+        self.running = True
+
+    def capture_array(self, name: str = "main") -> np.ndarray:
+        assert self.running
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return cv2.resize(self.frame, self.size)
+
+
+@pytest.fixture(scope="module")
+def belongings(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -> Path:
+    """The files that the pages speak of."""
+    pytest.importorskip("av")
+    root = tmp_path_factory.mktemp("docs")
+    image = np.ascontiguousarray(astronaut[:240, 60:380])
+    for name in ("photo.jpg", "folder/a.jpg", "more/b.jpg", *(f"photos/{i}.jpg" for i in range(4))):
+        (root / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(root / name), np.roll(image, len(name), axis=1))
+    with VideoWriter(root / "clip.mp4", (240, 320), 10) as writer:
+        for number in range(6):
+            writer.write(np.roll(image, number, axis=1), number / 10)
+    chessboard(root / "chessboard")
+    storage = cv2.FileStorage(str(root / "camera.yml"), cv2.FILE_STORAGE_WRITE)
+    for key, value in (("image_width", 640), ("image_height", 480), ("camera_matrix", LENS)):
+        storage.write(key, value)
+    storage.write("distortion_coefficients", np.zeros(5))
+    storage.release()
+    for name, bundled in (("mine", "edge-n"), ("mine-int8", "edge-n-int8")):
+        for suffix in (".onnx", ".json"):
+            shutil.copy(MODELS / f"{bundled}{suffix}", root / f"{name}{suffix}")
+    (root / "checkpoints").symlink_to(ROOT / "checkpoints")
+    Picamera2.frame = image
+    return root
+
+
+@pytest.fixture
+def receiver() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.bind(("127.0.0.1", 0))
+        opened.settimeout(5)
+        yield opened
+
+
+@pytest.fixture
+def reader(belongings: Path, tmp_path: Path, receiver: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    """In a folder with those files: cameras show the clip, GPUs are the CPU, whatever is sent goes to a socket."""
+    shutil.copytree(belongings, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    open_video, load_engine, parse_address = cv2.VideoCapture, detector_module.load_engine, senders.parse_address
+
+    def open_camera(source: Any, *backend: int) -> Any:
+        is_camera = isinstance(source, int) or (" ! " in source and backend == (cv2.CAP_GSTREAMER,))
+        return open_video("clip.mp4") if is_camera else open_video(source, *backend)
+
+    def load_on_cpu(name: str, model: Any, threads: Any, options: Any = None) -> Any:
+        gpu = name in ("onnxruntime:cuda", "onnxruntime:tensorrt")
+        # One thread, as others may keep the cores busy.
+        return load_engine("onnxruntime:cpu" if gpu else name, model, threads and 1, None if gpu else options)
+
+    monkeypatch.setattr(cv2, "VideoCapture", open_camera)
+    monkeypatch.setattr(detector_module, "load_engine", load_on_cpu)
+    monkeypatch.setattr(senders, "parse_address", lambda text: (parse_address(text)[0], receiver.getsockname()[1]))
+    library = types.ModuleType("picamera2")
+    library.Picamera2 = Picamera2  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "picamera2", library)
+    return receiver
+
+
+@pytest.fixture
+def live(reader: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """``img2pose-edge live`` on a free port, which is reached as port 8000."""
+    pytest.importorskip("uvicorn")
+    command = [sys.executable, "-m", "img2pose_edge.cli", "live", "--source", "clip.mp4", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        port = int(server.stdout.readline().rstrip("/\n").rpartition(":")[2])
+        connect = socket.create_connection
+
+        def connect_there(address: tuple[str, int], *rest: Any, **more: Any) -> socket.socket:
+            return connect((address[0], port if address[1] == 8000 else address[1]), *rest, **more)
+
+        monkeypatch.setattr(socket, "create_connection", connect_there)
+        yield
+        server.terminate()
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+def run_blocks(page: Path) -> dict[str, Any]:
+    """Run a page's Python blocks in order; what they leave behind."""
+    document = sybil.Sybil([PythonCodeBlockParser()]).parse(page)
+    examples = list(document.examples())
+    assert len(examples) == page.read_text().count("```python")
+    for example in examples:
+        try:
+            example.evaluate()
+        except KeyboardInterrupt:
+            assert "while True" in example.parsed
+    return dict(document.namespace)
+
+
+WITH_PYTHON = [name for name, page in zip(NAMES, PAGES, strict=True) if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_PYTHON if name != "docs/reference/live.md"])
+def test_python_blocks_run(name: str, reader: socket.socket) -> None:
+    left = run_blocks(ROOT / name)
+    if name == "docs/opentrack.md":
+        assert len(reader.recv(4096)) == 6 * 8
+    if name == "docs/calibration.md":
+        assert len(left["seen"]) == 10
+        np.testing.assert_allclose(read_calibration("camera.yml").intrinsics, LENS, atol=5)
+
+
+def test_python_blocks_of_the_live_server_run(live: None, capsys: pytest.CaptureFixture[str]) -> None:
+    left = run_blocks(ROOT / "docs/reference/live.md")
+    assert len(left["found"]["faces"]) == 1
+    assert left["jpeg"].startswith(b"\xff\xd8")
+
+
+def test_all_addresses_of_the_live_server_are_told() -> None:
+    known = json.loads((ROOT / "img2pose_edge/live/static/openapi.json").read_text())["paths"]
+    page = (ROOT / "docs/reference/live.md").read_text()
+    told = set(re.findall(r"`(GET|POST) (/\w+)`", page))
+    assert told == {(method.upper(), path) for path, methods in known.items() for method in methods}
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._subparsers._group_actions  # type: ignore[union-attr]
+    return dict(actions[0].choices)  # type: ignore[arg-type]
+
+
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """Words of each line of shell blocks, fenced or indented, lines ending in a backslash joined."""
+    fenced = False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = line.strip() == "```sh"
+        elif fenced or line.startswith("    "):
+            try:
+                yield shlex.split(line, comments=True)
+            except ValueError:  # Python in an indented block
+                continue
+
+
+def our_commands(text: str) -> list[list[str]]:
+    """Arguments of ``img2pose-edge`` in shell blocks."""
+    return [words[1:] for words in shell_lines(text) if words[:1] == ["img2pose-edge"]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_are_parsed_and_cheap_ones_run(
+    name: str, reader: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in our_commands((ROOT / name).read_text()):
+        try:
+            options = build_parser().parse_args(words)
+        except SystemExit as stop:
+            pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err}") if stop.code else None
+            continue
+        if words[0] in RUN and (options.model in (None, *bundled_models()) or Path(options.model).exists()):
+            assert main(words) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_in_sentences_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    known = subcommands()
+    for span in re.findall(r"`img2pose-edge ([^`…]+)", text):
+        command, *words = span.split()
+        assert command in known or command == "COMMAND", span
+        unknown = {w.split("=")[0] for w in words if w.startswith("--")} - {*known[command]._option_string_actions}
+        assert not unknown, span
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {*re.findall(r"`make ([\w-]+)`", text), *(w[1] for w in shell_lines(text) if w[:1] == ["make"])}
+    assert named <= targets
+    extras = set(metadata.metadata("img2pose-edge").get_all("Provides-Extra") or ())
+    asked = re.findall(r"(?:img2pose-edge|\.)\[([a-z][\w,-]*)\]", text)
+    assert {extra for some in asked for extra in some.split(",")} <= extras
+
+
+def test_a_model_of_your_own(reader: socket.socket) -> None:
+    """The pages' way from photographs to a model, with short training, in a process that may be full of threads."""
+    pytest.importorskip("torchao")
+    commands = our_commands((ROOT / "docs/own-pictures.md").read_text())
+    commands += [w for w in our_commands((ROOT / "docs/own-model.md").read_text()) if w[0] == "quantize"]
+    commands = [w + shlex.split(SMALL.get(w[0], "")) for w in commands if "--detector" not in w]
+    assert [w[0] for w in commands] == ["annotate", "train", "curves", "export", "detect", "quantize"]
+    for stand_in in (Path("mine.onnx"), Path("mine.json")):
+        stand_in.unlink()
+    script = f"from img2pose_edge.cli import main\nfor words in {commands}:\n    assert main(words) == 0, words"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for made in ("photos/labels.jsonl", "runs/mine/best.pt", "curves.png", "mine.onnx", "out.png", "mine-int8.pt"):
+        assert Path(made).stat().st_size > 0
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    figures = runpy.run_path(str(ROOT / "docs/tools/figures.py"))
+    figures["draw_all"](tmp_path)
+    shown = set(re.findall(r"figures/(\w+\.png)", (ROOT / "docs/poses.md").read_text()))
+    assert {path.name for path in tmp_path.iterdir()} == shown
