@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench benchmark evaluate docs clean test-arm64
+.PHONY: demo test lint bench benchmark evaluate docs figures animation clean test-arm64
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -38,6 +38,16 @@ evaluate: .venv/.dev
 # Into site/, to be read from there or from any web server. The variable silences a notice about MkDocs' future.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: .venv/.dev
+	$(BIN)/python docs/tools/figures.py
+
+# The clips are CC BY 4.0; attribution stands beside the animation.
+CLIPS := head-pose-face-detection-female-and-male face-demographics-walking-and-pause
+animation: .venv/.dev
+	for clip in $(CLIPS); do \
+		$(BIN)/img2pose-edge video $(DATA)/eval/video/$$clip.gif --smooth --out .cache/$$clip.mp4 || exit 1; done
+	$(BIN)/python docs/tools/animation.py $(CLIPS:%=.cache/%.mp4) --out docs/head-pose.webp
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
