@@ -238,8 +238,9 @@ def detect_poses(
     ``engine`` and ``threads``. Arguments and errors are those of :class:`PoseDetector` and
     :func:`img2pose_edge.preprocess.load_image`.
 
-    >>> from img2pose_edge import detect_poses
-    >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
+    Examples:
+        >>> from img2pose_edge import detect_poses
+        >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
     """
     detector = _shared_detector(None if model is None else str(model), engine, threads)
     return detector.detect(
