@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, Cells, candidate_cells, flatten_maps
 from img2pose_edge.training.validation import find_local_poses
 
-HINT_WEIGHTS = {"hint_score": 2.0, "hint_pose": 2.0}
 LEAST_SCORE = 0.1
 """Below it a teacher's pose is no hint."""
 SURE, AGREED, SMALL = 0.3, 0.5, 64.0
@@ -52,11 +51,17 @@ class Hints:
 
 
 class Teacher(Protocol):
+    """``weights``: of the parts of the loss that it gives (:func:`hint_losses`)."""
+
+    weights: dict[str, float]
+
     def __call__(self, batch: Batch, cells: Cells) -> Hints: ...
 
 
 class EdgeTeacher:
     """An edge network, as wide or wider than the student: its maps have the same cells."""
+
+    weights: ClassVar = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: EdgeNet) -> None:
         self.network = network
@@ -73,6 +78,8 @@ class EdgeTeacher:
 
 class FullTeacher:
     """A full model: the faces it finds speak for the cells around their middles; of others it says nothing."""
+
+    weights: ClassVar = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -103,6 +110,8 @@ class DetectorTeacher:
     Its anchors lie at the corners of cells, where ours have their middles: it sees the picture moved by half a cell of
     the first level. It computes in bfloat16 where the CPU can.
     """
+
+    weights: ClassVar = {"hint_score": 16.0}
 
     def __init__(self, path: Path) -> None:
         from img2pose_edge.engines.ov import Compiled

@@ -9,7 +9,7 @@ from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.training.data import Record
-from img2pose_edge.training.distill import HINT_WEIGHTS, Teacher, hint_losses, refine_boxes
+from img2pose_edge.training.distill import Teacher, hint_losses, refine_boxes
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, assign, flatten_maps, ignored_cells, lay_out_cells, predict_boxes
@@ -82,7 +82,7 @@ class EdgeObjective(Objective):
     def __init__(self, network: nn.Module, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.network, self.teacher = network, teacher
-        self.parts = (*WEIGHTS, *(HINT_WEIGHTS if teacher else ()))
+        self.parts = (*WEIGHTS, *(teacher.weights if teacher else ()))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its unweighted parts."""
@@ -94,8 +94,9 @@ class EdgeObjective(Objective):
         if hints and hints.boxes is not None:
             batch = refine_boxes(batch, cells, hints)
         loss, parts = edge_loss(scores, poses, batch, STRIDES)
-        if hints:
+        if self.teacher and hints:
             distances = hint_losses(flatten_maps(scores)[..., 0], flatten_maps(poses), cells, hints)
-            loss = loss + torch.stack([HINT_WEIGHTS[k] * v for k, v in distances.items()]).sum()
+            distances = {name: distances[name] for name in self.teacher.weights}
+            loss = loss + torch.stack([self.teacher.weights[k] * v for k, v in distances.items()]).sum()
             parts |= distances
         return loss, parts
