@@ -53,7 +53,7 @@ class Hints:
 class Teacher(Protocol):
     """``weights``: of the parts of the loss that it gives (:func:`hint_losses`)."""
 
-    weights: dict[str, float]
+    weights: ClassVar[dict[str, float]]
 
     def __call__(self, batch: Batch, cells: Cells) -> Hints: ...
 
@@ -61,7 +61,7 @@ class Teacher(Protocol):
 class EdgeTeacher:
     """An edge network, as wide or wider than the student: its maps have the same cells."""
 
-    weights: ClassVar = {"hint_score": 2.0, "hint_pose": 2.0}
+    weights: ClassVar[dict[str, float]] = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: EdgeNet) -> None:
         self.network = network
@@ -79,7 +79,7 @@ class EdgeTeacher:
 class FullTeacher:
     """A full model: the faces it finds speak for the cells around their middles; of others it says nothing."""
 
-    weights: ClassVar = {"hint_score": 2.0, "hint_pose": 2.0}
+    weights: ClassVar[dict[str, float]] = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -111,7 +111,7 @@ class DetectorTeacher:
     the first level. It computes in bfloat16 where the CPU can.
     """
 
-    weights: ClassVar = {"hint_score": 16.0}
+    weights: ClassVar[dict[str, float]] = {"hint_score": 16.0}
 
     def __init__(self, path: Path) -> None:
         from img2pose_edge.engines.ov import Compiled
