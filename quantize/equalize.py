@@ -50,7 +50,7 @@ def shared_channels(folded: FoldedNet) -> list[Shared]:
     tensors = [Shared([at("stem.0")], [at("stages.0.0.0.0")])]
     for i, stage in enumerate(stages):
         bodies = [f"stages.{i}.{k}.body" for k in range(1, len(stage))]
-        separable = [b for b in [f"stages.{i}.0", *bodies] if len(folded.network.get_submodule(b)) == 2]  # type: ignore[arg-type]
+        separable = [b for b in [f"stages.{i}.0", *bodies] if len(folded.network.get_submodule(b)) == 2]
         for block in separable:
             tensors.append(Shared([at(f"{block}.0.0")], [at(f"{block}.1.0")]))
         after = [f"stages.{i + 1}.0.0.0"] if i + 1 < len(stages) else []

@@ -88,9 +88,11 @@ def grow(small: EdgeNet, large: EdgeNet, seed: int = 0) -> None:
     for level, (old_stage, new_stage) in enumerate(zip(small.stages, large.stages, strict=True)):
         stage = widths(had.stages[level], gets.stages[level])
         copy_separable(old_stage[0], new_stage[0], at, stage)  # type: ignore[index]
-        old_blocks, new_blocks = ([b for b in s if isinstance(b, Residual)] for s in (old_stage, new_stage))  # type: ignore[union-attr]
         for convolutions, copy_body in ((2, copy_separable), (1, copy_dense)):
-            before, after = ([b.body for b in bs if len(b.body) == convolutions] for bs in (old_blocks, new_blocks))
+            before, after = (
+                [m.body for m in s.modules() if isinstance(m, Residual) and len(m.body) == convolutions]
+                for s in (old_stage, new_stage)
+            )
             for number, body in enumerate(after):
                 if number < len(before):
                     copy_body(before[number], body, stage, stage)
