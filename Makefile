@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench benchmark evaluate clean test-arm64
+.PHONY: demo test lint bench benchmark evaluate dist clean test-arm64 test-pythons
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -35,6 +35,12 @@ benchmark: .venv/.dev .cache/mediapipe/.done
 evaluate: .venv/.dev
 	$(BIN)/img2pose-edge evaluate --data $(DATA)/eval
 
+# The wheel is built from the source distribution: what one has the other has.
+dist: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -52,3 +58,7 @@ clean:
 # Emulated, as root; the arm64 system (600 MB) is kept in .cache.
 test-arm64: .venv/.dev
 	tests/arm64.sh
+
+# Pythons that the machine has, of those supported.
+test-pythons: .venv/.dev
+	tests/pythons.sh
