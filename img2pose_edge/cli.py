@@ -164,10 +164,12 @@ def video(options: argparse.Namespace) -> int:
 
 
 def live(options: argparse.Namespace) -> int:
+    from img2pose_edge.calibration import read_calibration
     from img2pose_edge.live.command import serve
     from img2pose_edge.live.shared import SharedDetector
 
-    detector = SharedDetector(**detector_options(options), smoothing=options.smoothing)
+    calibration = read_calibration(options.calibration) if options.calibration else None
+    detector = SharedDetector(**detector_options(options), smoothing=options.smoothing, calibration=calibration)
     serve(options.source, detector, options.host, options.port)
     return 0
 
@@ -483,6 +485,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--smoothing", action="store_true", help="tell faces apart and steady their poses")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     add_detector_options(p)
     p.set_defaults(do=live)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from img2pose_edge.calibration import Calibration, undistort_face
+from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
+from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
 from img2pose_edge.tracking import PoseTracker
@@ -68,40 +69,31 @@ def record(
     with source, ExitStack() as open_files:
         tables = [open_files.enter_context(RowWriter(path)) for path in rows]
         writer: VideoWriter | None = None
-        faces: list[Face] = []
-        ids: list[int] | None = None
+        looked = Looked([], [], None)
         try:
             for frame in track(source, source.name, total=source.frames):
                 if frame.index % every == 0 or source.live:
-                    faces, ids = _look(frame, detector, tracker, calibration)
-                    found += len(faces)
+                    looked = _look(frame, detector, tracker, calibration)
+                    found += len(looked.faces)
                     for table in tables:
-                        table.write(faces, source.name, frame.index, frame.time, ids)
+                        table.write(looked.faces, source.name, frame.index, frame.time, looked.ids)
                     for call in send:
-                        call(faces, ids)
+                        call(looked.faces, looked.ids)
                 if out:
                     if writer is None:
                         size = frame.image.shape[0], frame.image.shape[1]
                         writer = open_files.enter_context(VideoWriter(out, size, source.rate, sound))
-                    writer.write(_drawn(frame.image, faces, ids), frame.time)
+                    writer.write(_drawn(frame.image, looked.seen, looked.ids), frame.time)
                 frames += 1
         except KeyboardInterrupt:
             return Recorded(frames, found, True)
     return Recorded(frames, found, False)
 
 
-def _look(
-    frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None
-) -> tuple[list[Face], list[int] | None]:
-    faces: list[Face] = detector.detect(frame.image)
-    if calibration:
-        height, width = frame.image.shape[:2]
-        camera = calibration.for_size(width, height)
-        faces = [undistort_face(face, camera) for face in faces]
-    if tracker is None:
-        return faces, None
-    tracked = tracker.update(faces, frame.time)
-    return [t.face for t in tracked], [t.id for t in tracked]
+def _look(frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None) -> Looked:
+    camera = calibration and calibration.for_size(frame.image.shape[1], frame.image.shape[0])
+    found = detector.detect(frame.image, intrinsics=camera and camera.intrinsics)
+    return look(found, frame.time, tracker, camera)
 
 
 def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None) -> np.ndarray:

@@ -38,9 +38,13 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
         raise ImportError(f'the live page needs a web server: pip install "img2pose-edge[live]" ({error})') from error
 
     try:
-        Source(source).close()
+        with Source(source) as opened:
+            first = next(iter(opened)) if detector.calibration else None
     except ValueError as error:  # it may come yet; photographs are served without it
         logger.warning("%s; the page shows it once it is there", error)
+    else:
+        if first:
+            detector.camera(first.image)  # a calibration of another size is told now
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     listener = listen(host, port)
     print(page_address(host, listener.getsockname()[1], token), flush=True)

@@ -142,7 +142,7 @@ async function detect(file) {
     photograph = file;
     byId("back").hidden = false;
     stopFigures();
-    notice("");
+    notice(message.note);
     show(message, picture);
   } catch (error) {
     notice(`${file.name}: ${error.message}`);
