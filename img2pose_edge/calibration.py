@@ -93,8 +93,8 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
         ValueError: if it cannot be read, lacks one of them, or is a fisheye lens's.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no calibration {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no calibration {path}: it is a file that OpenCV or ROS wrote")
     text = path.read_text(errors="replace").lstrip("\ufeff")
     if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
         text = f"%YAML:1.0\n---\n{text}"

@@ -159,7 +159,8 @@ def video(options: argparse.Namespace) -> int:
         )
     print(f"{done.frames} frames, {done.faces} faces{', interrupted' if done.interrupted else ''}")
     for path in filter(None, (options.out, options.csv, options.jsonl)):
-        print(f"wrote {path}")
+        if done.frames:
+            print(f"wrote {path}")
     return 130 if done.interrupted else 0
 
 

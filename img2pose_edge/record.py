@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
 from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Frame, Source, VideoWriter
+
+logger = logging.getLogger(__name__)
 
 Send = Callable[[Sequence[Face], Sequence[int] | None], None]
 """Takes the faces of a frame, and their ids if they are tracked."""
@@ -47,7 +50,8 @@ def record(
 ) -> Recorded:
     """Process a video to its end, or until Ctrl-C.
 
-    Whatever ends it, the video written so far plays and the tables end with a complete row.
+    Files are opened with the first frame whose faces are found, all or none of them. Whatever ends it after that, the
+    video written so far plays and the tables end with a complete row.
 
     Args:
         source: closed at the end.
@@ -63,31 +67,82 @@ def record(
     Raises:
         ValueError, OSError: naming what could not be read, written or sent.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    paths = [*([out] if out else []), *rows]
+    outputs: _Outputs | None = None
+    looked = Looked([], [], None)
     frames = found = 0
-    with source, ExitStack() as open_files:
-        tables = [open_files.enter_context(RowWriter(path)) for path in rows]
-        writer: VideoWriter | None = None
-        looked = Looked([], [], None)
+    with source, ExitStack() as opened:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        check_paths(paths, source)
         try:
             for frame in track(source, source.name, total=source.frames):
-                if frame.index % every == 0 or source.live:
+                new = frame.index % every == 0 or source.live
+                if new:
                     looked = _look(frame, detector, tracker, calibration)
                     found += len(looked.faces)
-                    for table in tables:
-                        table.write(looked.faces, source.name, frame.index, frame.time, looked.ids)
+                if outputs is None:
+                    size = frame.image.shape[0], frame.image.shape[1]
+                    outputs = opened.enter_context(_Outputs(out, rows, size, source.rate, sound))
+                if new:
+                    outputs.tell(looked, source.name, frame)
                     for call in send:
                         call(looked.faces, looked.ids)
-                if out:
-                    if writer is None:
-                        size = frame.image.shape[0], frame.image.shape[1]
-                        writer = open_files.enter_context(VideoWriter(out, size, source.rate, sound))
-                    writer.write(_drawn(frame.image, looked.seen, looked.ids), frame.time)
+                outputs.show(looked, frame)
                 frames += 1
         except KeyboardInterrupt:
             return Recorded(frames, found, True)
+        except (ValueError, OSError):
+            if outputs and paths:
+                logger.warning("%s: broken off after %d frames", ", ".join(map(str, paths)), frames)
+            raise
     return Recorded(frames, found, False)
+
+
+def check_paths(paths: Sequence[Path], source: Source) -> None:
+    """Refuse outputs that would overwrite each other or the source.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"each output needs a file of its own, got {', '.join(map(str, paths))}")
+    for path in paths:
+        if path.resolve() == Path(source.name).resolve():
+            raise ValueError(f"{path} is the source, and would be overwritten")
+
+
+class _Outputs:
+    """The annotated video and the tables, all of them or none."""
+
+    def __init__(
+        self, out: Path | None, rows: Sequence[Path], size: tuple[int, int], rate: float, sound: Path | None
+    ) -> None:
+        new = [path for path in (out, *rows) if path and not path.exists()]
+        self._files = ExitStack()
+        try:
+            self._video = self._files.enter_context(VideoWriter(out, size, rate, sound)) if out else None
+            self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
+        except BaseException:
+            self._files.close()
+            for path in new:
+                with suppress(OSError):
+                    path.unlink()
+            raise
+
+    def tell(self, looked: Looked, name: str, frame: Frame) -> None:
+        for table in self._tables:
+            table.write(looked.faces, name, frame.index, frame.time, looked.ids)
+
+    def show(self, looked: Looked, frame: Frame) -> None:
+        if self._video:
+            self._video.write(_drawn(frame.image, looked.seen, looked.ids), frame.time)
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
 
 
 def _look(frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None) -> Looked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from types import FrameType
 
 from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.video import Source
@@ -48,6 +49,12 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
     token = None if is_loopback(host) else secrets.token_urlsafe(24)
     listener = listen(host, port)
     print(page_address(host, listener.getsockname()[1], token), flush=True)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not self.should_exit:  # a second Ctrl-C would end it with a traceback; it ends in a second or two
+                super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
         make_app(Capture(source, detector), token),
         log_level="warning",
@@ -58,7 +65,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
         limit_concurrency=250,
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:
