@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,14 @@ from img2pose_edge.training import distill
 from img2pose_edge.training.augment import Composer
 from img2pose_edge.training.checkpoint import save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
-from img2pose_edge.training.distill import EdgeTeacher, FullTeacher, hint_losses, load_teacher
+from img2pose_edge.training.distill import (
+    DetectorTeacher,
+    EdgeTeacher,
+    FullTeacher,
+    hint_losses,
+    load_teacher,
+    refine_boxes,
+)
 from img2pose_edge.training.loop import TrainOptions, collate, train
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
@@ -98,6 +107,76 @@ def test_a_full_network_finds_local_poses(batch: Batch, tmp_path: Path) -> None:
     hints = teacher(batch, cells)
     assert hints.local.shape == (len(hints.cell), 3, 3)
     assert len(hints.cell) > 0
+
+
+def write_detector(path: Path) -> None:
+    """Outputs as SCRFD's: the first anchor of a cell is as sure as it is red, the second as it is blue; sides of one
+    stride and of two."""
+    nodes, outputs, weights = [], [], []
+    kinds = {"score": (1, np.zeros(2)), "bbox": (4, np.repeat([1.0, 2.0], 4)), "kps": (10, np.zeros(20))}
+    for kind, (numbers, bias) in kinds.items():
+        matrix = np.zeros((len(bias), 3, 1, 1))
+        if kind == "score":
+            matrix[0, 0], matrix[1, 2] = 4, 4
+        arrays = {f"{kind}_w": matrix, f"{kind}_b": bias}
+        weights += [onnx.numpy_helper.from_array(v.astype(np.float32), k) for k, v in arrays.items()]
+        weights.append(onnx.numpy_helper.from_array(np.array([0, -1, numbers]), f"{kind}_shape"))
+        for stride in STRIDES:
+            name = f"{kind}_{stride}"
+            sides = {"kernel_shape": [stride, stride], "strides": [stride, stride]}
+            nodes += [
+                onnx.helper.make_node("AveragePool", ["x"], [f"{name}_pool"], **sides),
+                onnx.helper.make_node("Conv", [f"{name}_pool", *arrays], [f"{name}_conv"]),
+                onnx.helper.make_node("Transpose", [f"{name}_conv"], [f"{name}_last"], perm=[0, 2, 3, 1]),
+                onnx.helper.make_node("Reshape", [f"{name}_last", f"{kind}_shape"], [f"{name}_raw"]),
+                onnx.helper.make_node("Sigmoid" if kind == "score" else "Identity", [f"{name}_raw"], [name]),
+            ]
+            outputs.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["b", "n", numbers]))
+    inputs = [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["b", 3, "h", "w"])]
+    graph = onnx.helper.make_graph(nodes, "detector", inputs, outputs, weights)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def test_a_detector_teaches_scores_and_boxes_of_small_faces(batch: Batch, tmp_path: Path) -> None:
+    write_detector(tmp_path / "scrfd.onnx")
+    teacher = load_teacher(tmp_path / "scrfd.onnx", CPU)
+    assert isinstance(teacher, DetectorTeacher)
+    images = torch.zeros_like(batch.images)
+    images[1, 60:68, 44:52, 2] = 255  # red, what lies around the anchor (48, 64)
+    images[2, 60:68, 44:52, 0] = 255  # blue
+    cells = lay_out_cells([(160 // s, 160 // s) for s in STRIDES], STRIDES, CPU)
+    hints = teacher(dataclasses.replace(batch, images=images), cells)
+    at = 7 * 20 + 5  # the cell with this middle
+    assert cells.middle[at].tolist() == [44, 60]
+    assert (hints.score.argmax(1)[1:3] == at).all()
+    assert hints.score[0, at] < 0.05 < 0.95 < hints.score[1, at]
+    assert hints.boxes is not None
+    assert hints.boxes[1, at].tolist() == [36, 52, 52, 68]
+    assert hints.boxes[2, at].tolist() == [28, 44, 60, 76]
+    assert hints.known[:, cells.stride < 32].all()
+    assert not hints.known[:, cells.stride == 32].any()
+    assert len(hints.cell) == 0
+
+    # Labels that disagree a little, agree too little, are of a large face, and of one of which the teacher is not sure.
+    labels = torch.tensor([[38.0, 54, 54, 70], [38, 54, 80, 90], [0, 0, 100, 120], [100, 100, 116, 116]])
+    first = batch.select(torch.tensor([0] * 4))
+    moved = refine_boxes(dataclasses.replace(first, boxes=labels, picture=torch.tensor([1] * 4)), cells, hints).boxes
+    assert moved[0].tolist() == [37, 53, 53, 69]
+    assert (moved[1:] == labels[1:]).all()
+
+    student = build_network("edge-n").train()
+    loss, parts = EdgeObjective(student, teacher)(batch)
+    assert loss.isfinite()
+    assert parts["hint_score"] > 0
+    assert "hint_pose" not in parts
+
+    wrong = onnx.load(tmp_path / "scrfd.onnx")
+    del wrong.graph.output[3:]
+    onnx.save(wrong, tmp_path / "wrong.onnx")
+    with pytest.raises(ValueError, match=r"wrong\.onnx is not SCRFD"):
+        load_teacher(tmp_path / "wrong.onnx", CPU)
+    with pytest.raises(FileNotFoundError, match=r"no model .*none\.onnx"):
+        load_teacher(tmp_path / "none.onnx", CPU)
 
 
 def test_a_student_comes_nearer_to_its_teacher(batch: Batch) -> None:

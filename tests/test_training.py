@@ -379,6 +379,13 @@ def test_a_network_begins_as_a_smaller_one(tiny_data: Path, tmp_path: Path, astr
     with pytest.raises(ValueError, match="a network cannot begin as a wider one: 96 channels do not fit into 64"):
         grow(large, EdgeNet(dataclasses.replace(CONFIGS["edge-s"], head=64)))
 
+    deeper = EdgeNet(dataclasses.replace(CONFIGS["edge-s"], dense=(2, 2, 2, 0))).eval()
+    grow(large, deeper)
+    convolution = deeper.stages[1].get_submodule("4.body.0.0")
+    assert torch.equal(convolution.weight, large.stages[1].get_submodule("4.body.0.0").weight)  # type: ignore[arg-type]
+    (again,) = detect_with(deeper, astronaut, torch.device("cpu"))[:1]
+    np.testing.assert_allclose(again.box, after.box, atol=4)
+
 
 def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):

@@ -7,24 +7,25 @@ cell, how sure one can be and which pose the pixels show (Hinton et al. 2015; on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
-from img2pose_edge.training.losses import quality_focal_loss
+from img2pose_edge.training.losses import box_iou, quality_focal_loss
 from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, Cells, candidate_cells, flatten_maps
 from img2pose_edge.training.validation import find_local_poses
 
-HINT_WEIGHTS = {"hint_score": 2.0, "hint_pose": 2.0}
 LEAST_SCORE = 0.1
 """Below it a teacher's pose is no hint."""
+SURE, AGREED, SMALL = 0.3, 0.5, 64.0
+"""Of a teacher's box: least score, least overlap with the label's, and pixels that the face must be smaller than."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Hints:
         known: (B, N) bool, cells of which it says one.
         picture, cell: (P,) cells of which it gives a pose,
         center, size, local: and these local poses, (P, 2), (P,), (P, 3, 3).
+        boxes: (B, N, 4) boxes in pixels, of a teacher that gives no poses.
     """
 
     score: Tensor
@@ -45,14 +47,21 @@ class Hints:
     center: Tensor
     size: Tensor
     local: Tensor
+    boxes: Tensor | None = None
 
 
 class Teacher(Protocol):
+    """``weights``: of the parts of the loss that it gives (:func:`hint_losses`)."""
+
+    weights: ClassVar[dict[str, float]]
+
     def __call__(self, batch: Batch, cells: Cells) -> Hints: ...
 
 
 class EdgeTeacher:
     """An edge network, as wide or wider than the student: its maps have the same cells."""
+
+    weights: ClassVar[dict[str, float]] = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: EdgeNet) -> None:
         self.network = network
@@ -69,6 +78,8 @@ class EdgeTeacher:
 
 class FullTeacher:
     """A full model: the faces it finds speak for the cells around their middles; of others it says nothing."""
+
+    weights: ClassVar[dict[str, float]] = {"hint_score": 2.0, "hint_pose": 2.0}
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -93,12 +104,14 @@ class FullTeacher:
 
 
 class DetectorTeacher:
-    """A face detector, SCRFD (Guo et al., ICLR 2022) in ONNX: it says how sure one can be of small faces; of poses, and
-    of the cells of the last level, it says nothing.
+    """A face detector, SCRFD (Guo et al., ICLR 2022) in ONNX: it says how sure one can be of small faces, and where
+    their boxes are; of poses, and of the cells of the last level, it says nothing.
 
     Its anchors lie at the corners of cells, where ours have their middles: it sees the picture moved by half a cell of
     the first level. It computes in bfloat16 where the CPU can.
     """
+
+    weights: ClassVar[dict[str, float]] = {"hint_score": 16.0}
 
     def __init__(self, path: Path) -> None:
         from img2pose_edge.engines.ov import Compiled
@@ -106,7 +119,6 @@ class DetectorTeacher:
         if not path.is_file():
             raise FileNotFoundError(f"no model {path}")
         self.network = Compiled(path, torch.get_num_threads(), {"INFERENCE_PRECISION_HINT": "bf16"})
-        self.outputs = self.network.model.outputs[: len(STRIDES)]
         if len(self.network.model.outputs) != 3 * len(STRIDES):
             raise ValueError(f"{path} is not SCRFD with five points, the one detector that can teach")
 
@@ -116,12 +128,38 @@ class DetectorTeacher:
         moved = torch.nn.functional.pad(batch.images[:, half:, half:], (0, 0, 0, half, 0, half), value=127)
         blob = (moved.flip(-1).permute(0, 3, 1, 2).float() - 127.5) / 128
         request = self.network.infer(blob.cpu().contiguous().numpy())
-        anchors = [torch.from_numpy(request.get_tensor(output).data.copy()) for output in self.outputs]
-        # The scores of a cell's two anchors, which are of two sizes.
-        score = torch.cat([a.reshape(len(batch.images), -1, 2).amax(2) for a in anchors], 1).to(batch.images.device)
+        maps = [
+            torch.from_numpy(request.get_tensor(output).data.copy()).to(batch.images.device)
+            for output in self.network.model.outputs[: 2 * len(STRIDES)]
+        ]
+        # A cell's two anchors are of two sizes: the surer one speaks.
+        score, anchor = torch.cat([m.unflatten(1, (-1, 2))[..., 0] for m in maps[: len(STRIDES)]], 1).max(2)
+        both = torch.cat([m.unflatten(1, (-1, 2)) for m in maps[len(STRIDES) :]], 1)
+        sides = both.take_along_dim(anchor[..., None, None], 2)[:, :, 0] * cells.stride[:, None]
+        corner = cells.position * cells.stride[:, None] + half
+        boxes = torch.cat([corner - sides[..., :2], corner + sides[..., 2:]], 2)
         known = (cells.level < len(STRIDES) - 1).expand_as(score)
         none = torch.zeros(0, dtype=torch.long, device=score.device)
-        return Hints(score, known, none, none, score.new_zeros(0, 2), score.new_zeros(0), score.new_zeros(0, 3, 3))
+        empty = score.new_zeros(0, 2), score.new_zeros(0), score.new_zeros(0, 3, 3)
+        return Hints(score, known, none, none, *empty, boxes)
+
+
+def refine_boxes(batch: Batch, cells: Cells, hints: Hints) -> Batch:
+    """Boxes of small faces moved half way to those of a teacher that is sure of the face: boxes of annotators scatter
+    by a pixel, which is a tenth of a small face.
+
+    Args:
+        hints: of a teacher that gives boxes.
+    """
+    assert hints.boxes is not None
+    index, near = candidate_cells(batch.boxes, cells, STRIDES)
+    picture = batch.picture[:, None].expand_as(index)
+    near = near & hints.known[picture, index]
+    score, slot = torch.where(near, hints.score[picture, index], -1).max(1)
+    seen = hints.boxes[batch.picture, index.take_along_dim(slot[:, None], 1)[:, 0]]
+    small = (batch.boxes[:, 2:] - batch.boxes[:, :2]).prod(1).sqrt() < SMALL
+    agreed = small & ~batch.ignore & (score > SURE) & (box_iou(seen, batch.boxes) > AGREED)
+    return replace(batch, boxes=torch.where(agreed[:, None], (batch.boxes + seen) / 2, batch.boxes))
 
 
 def load_teacher(checkpoint: Path, device: torch.device) -> Teacher:

@@ -9,7 +9,7 @@ from img2pose_edge import geometry
 from img2pose_edge.decode import cells_to_local
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.training.data import Record
-from img2pose_edge.training.distill import HINT_WEIGHTS, Teacher, hint_losses
+from img2pose_edge.training.distill import Teacher, hint_losses, refine_boxes
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, assign, flatten_maps, ignored_cells, lay_out_cells, predict_boxes
@@ -82,18 +82,21 @@ class EdgeObjective(Objective):
     def __init__(self, network: nn.Module, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.network, self.teacher = network, teacher
-        self.parts = (*WEIGHTS, *(HINT_WEIGHTS if teacher else ()))
+        self.parts = (*WEIGHTS, *(teacher.weights if teacher else ()))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and its unweighted parts."""
         exact = not isinstance(self.network, EdgeNet)  # a graph that learns int8's rounding wants no other
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=not exact):
             scores, poses = self.network(batch.images)
+        cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, batch.images.device)
+        hints = self.teacher(batch, cells) if self.teacher else None
+        if hints and hints.boxes is not None:
+            batch = refine_boxes(batch, cells, hints)
         loss, parts = edge_loss(scores, poses, batch, STRIDES)
-        if self.teacher:
-            cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, loss.device)
-            hints = self.teacher(batch, cells)
+        if self.teacher and hints:
             distances = hint_losses(flatten_maps(scores)[..., 0], flatten_maps(poses), cells, hints)
-            loss = loss + torch.stack([HINT_WEIGHTS[k] * v for k, v in distances.items()]).sum()
+            distances = {name: distances[name] for name in self.teacher.weights}
+            loss = loss + torch.stack([self.teacher.weights[k] * v for k, v in distances.items()]).sum()
             parts |= distances
         return loss, parts
