@@ -55,6 +55,12 @@ CAMERA = "ws://127.0.0.1:8000/ws"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 
 
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Cameras that are gone are told often here."""
+    caplog.set_level(logging.ERROR, "img2pose_edge")
+
+
 @pytest.fixture(scope="module")
 def clip(astronaut: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half a second of the astronaut."""
@@ -906,6 +912,3 @@ def test_nothing_of_torch_is_imported(client: TestClient) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys; import img2pose_edge.cli; assert 'starlette' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-logging.getLogger("img2pose_edge").setLevel(logging.ERROR)  # cameras that are gone are told often here
