@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench benchmark evaluate docs figures animation clean test-arm64
+.PHONY: demo test lint bench benchmark evaluate docs figures animation dist clean test-arm64 test-pythons
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -49,6 +49,12 @@ animation: .venv/.dev
 		$(BIN)/img2pose-edge video $(DATA)/eval/video/$$clip.gif --smooth --out .cache/$$clip.mp4 || exit 1; done
 	$(BIN)/python docs/tools/animation.py $(CLIPS:%=.cache/%.mp4) --out docs/head-pose.webp
 
+# The wheel is built from the source distribution: what one has the other has.
+dist: .venv/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -70,3 +76,7 @@ clean:
 # Emulated, as root; the arm64 system (600 MB) is kept in .cache.
 test-arm64: .venv/.dev
 	tests/arm64.sh
+
+# Pythons that the machine has, of those supported.
+test-pythons: .venv/.dev
+	tests/pythons.sh

@@ -101,7 +101,8 @@ def main() -> None:
             answer = getattr(worker, request.pop("do"))(**request)
         except Exception as error:  # whatever a model or its engine raises is the answer
             answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

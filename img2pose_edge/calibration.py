@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import numpy as np
 from img2pose_edge import geometry
 from img2pose_edge.face import Face
 from img2pose_edge.pose_references import load_reference
+
+logger = logging.getLogger(__name__)
 
 NAMES = {
     "camera_matrix": ("camera_matrix", "Camera_Matrix", "cameraMatrix", "K"),
@@ -88,8 +93,8 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
         ValueError: if it cannot be read, lacks one of them, or is a fisheye lens's.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no calibration {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no calibration {path}: it is a file that OpenCV or ROS wrote")
     text = path.read_text(errors="replace").lstrip("\ufeff")
     if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
         text = f"%YAML:1.0\n---\n{text}"
@@ -164,6 +169,23 @@ def undistort_face(face: Face, calibration: Calibration) -> Face:
         angles=geometry.matrix_to_angles(local),
         intrinsics=camera,
     )
+
+
+def undistort_faces(faces: Sequence[Face], calibration: Calibration) -> list[Face | None]:
+    """:func:`undistort_face` of each; None, and a warning once, where the distortion cannot be inverted."""
+    found: list[Face | None] = []
+    for face in faces:
+        try:
+            found.append(undistort_face(face, calibration))
+        except ValueError:
+            found.append(None)
+            _warn_once("faces where the calibration's distortion cannot be inverted, near the border, are left out")
+    return found
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def undistort_points(pixels: np.ndarray, calibration: Calibration) -> np.ndarray:

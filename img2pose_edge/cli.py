@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from img2pose_edge import __version__
+from img2pose_edge.completion import SHELLS, PrintCompletion
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
 from img2pose_edge.files import write_file
-from img2pose_edge.live.command import add_live_parser
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
@@ -70,16 +73,14 @@ def drawn_path(source: Path, out: Path, alone: bool) -> Path:
     return out if alone and out.suffix.lower() in IMAGE_SUFFIXES else out / f"{source.stem}.png"
 
 
+def detector_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_detector_options` added, as :class:`PoseDetector` takes it."""
+    names = "model", "engine", "input_size", "score_threshold", "nms_iou", "threads"
+    return {**{name: getattr(options, name) for name in names}, "engine_options": dict(options.engine_option)}
+
+
 def detector_from(options: argparse.Namespace) -> PoseDetector:
-    return PoseDetector(
-        model=options.model,
-        engine=options.engine,
-        input_size=options.input_size,
-        score_threshold=options.score_threshold,
-        nms_iou=options.nms_iou,
-        threads=options.threads,
-        engine_options=dict(options.engine_option),
-    )
+    return PoseDetector(**detector_options(options))
 
 
 def key_value(text: str) -> tuple[str, str]:
@@ -158,8 +159,20 @@ def video(options: argparse.Namespace) -> int:
         )
     print(f"{done.frames} frames, {done.faces} faces{', interrupted' if done.interrupted else ''}")
     for path in filter(None, (options.out, options.csv, options.jsonl)):
-        print(f"wrote {path}")
+        if done.frames:
+            print(f"wrote {path}")
     return 130 if done.interrupted else 0
+
+
+def live(options: argparse.Namespace) -> int:
+    from img2pose_edge.calibration import read_calibration
+    from img2pose_edge.live.command import serve
+    from img2pose_edge.live.shared import SharedDetector
+
+    calibration = read_calibration(options.calibration) if options.calibration else None
+    detector = SharedDetector(**detector_options(options), smoothing=options.smoothing, calibration=calibration)
+    serve(options.source, detector, options.host, options.port)
+    return 0
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -431,6 +444,10 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="img2pose-edge", description="Every face in a picture with its 6DoF pose.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS, help="print what the shell sources to complete"
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     p = commands.add_parser("detect", help="find faces and poses in photographs")
@@ -459,7 +476,19 @@ def build_parser() -> argparse.ArgumentParser:
     add_detector_options(p)
     p.set_defaults(do=video)
 
-    add_detector_options(add_live_parser(commands))
+    p = commands.add_parser("live", help="a camera's faces on a page, and POST /detect")
+    p.add_argument(
+        "--source",
+        default="0",
+        metavar="SOURCE",
+        help="camera's number (default: 0), video, folder, address or GStreamer pipeline",
+    )
+    p.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
+    p.add_argument("--port", type=int, default=8000)
+    p.add_argument("--smoothing", action="store_true", help="tell faces apart and steady their poses")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
+    add_detector_options(p)
+    p.set_defaults(do=live)
 
     p = commands.add_parser("demo", help="annotate the astronaut photograph of scikit-image")
     p.add_argument("--out", type=Path, default=Path("demo.png"))
@@ -618,10 +647,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """What the library logs, from INFO on, goes to standard error while a command runs."""
+    logger, handler = logging.getLogger("img2pose_edge"), logging.StreamHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
-        return int(options.do(options))
+        with log_to_stderr():
+            return int(options.do(options))
     except (ValueError, OSError, ImportError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

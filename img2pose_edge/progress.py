@@ -38,7 +38,7 @@ def track(items: Iterable[T], label: str, start: int = 0, total: int | None = No
             _show(label, start, number, end, now - began, live)
     if live and number:
         _show(label, start, number, end, time.monotonic() - began, live)
-        print(file=sys.stderr)
+        sys.stderr.write("\n")
 
 
 def _show(label: str, start: int, number: int, end: int | None, seconds: float, live: bool) -> None:
@@ -48,4 +48,5 @@ def _show(label: str, start: int, number: int, end: int | None, seconds: float, 
         bar = "#" * int(24 * min(done / end, 1))
         left = format_seconds(max(end - done, 0) / rate)
         text = f"{label} [{bar:<24}] {done}/{end}  {rate:.1f}/s  {format_seconds(seconds)} gone, {left} to go"
-    print(("\r" if live else "") + text, end="" if live else "\n", file=sys.stderr, flush=True)
+    sys.stderr.write(f"\r{text}" if live else f"{text}\n")
+    sys.stderr.flush()

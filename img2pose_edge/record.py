@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from img2pose_edge.calibration import Calibration, undistort_face
+from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
+from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
 from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Frame, Source, VideoWriter
+
+logger = logging.getLogger(__name__)
 
 Send = Callable[[Sequence[Face], Sequence[int] | None], None]
 """Takes the faces of a frame, and their ids if they are tracked."""
@@ -46,7 +50,8 @@ def record(
 ) -> Recorded:
     """Process a video to its end, or until Ctrl-C.
 
-    Whatever ends it, the video written so far plays and the tables end with a complete row.
+    Files are opened with the first frame whose faces are found, all or none of them. Whatever ends it after that, the
+    video written so far plays and the tables end with a complete row.
 
     Args:
         source: closed at the end.
@@ -62,46 +67,88 @@ def record(
     Raises:
         ValueError, OSError: naming what could not be read, written or sent.
     """
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    paths = [*([out] if out else []), *rows]
+    outputs: _Outputs | None = None
+    looked = Looked([], [], None)
     frames = found = 0
-    with source, ExitStack() as open_files:
-        tables = [open_files.enter_context(RowWriter(path)) for path in rows]
-        writer: VideoWriter | None = None
-        faces: list[Face] = []
-        ids: list[int] | None = None
+    with source, ExitStack() as opened:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        check_paths(paths, source)
         try:
             for frame in track(source, source.name, total=source.frames):
-                if frame.index % every == 0 or source.live:
-                    faces, ids = _look(frame, detector, tracker, calibration)
-                    found += len(faces)
-                    for table in tables:
-                        table.write(faces, source.name, frame.index, frame.time, ids)
+                new = frame.index % every == 0 or source.live
+                if new:
+                    looked = _look(frame, detector, tracker, calibration)
+                    found += len(looked.faces)
+                if outputs is None:
+                    size = frame.image.shape[0], frame.image.shape[1]
+                    outputs = opened.enter_context(_Outputs(out, rows, size, source.rate, sound))
+                if new:
+                    outputs.tell(looked, source.name, frame)
                     for call in send:
-                        call(faces, ids)
-                if out:
-                    if writer is None:
-                        size = frame.image.shape[0], frame.image.shape[1]
-                        writer = open_files.enter_context(VideoWriter(out, size, source.rate, sound))
-                    writer.write(_drawn(frame.image, faces, ids), frame.time)
+                        call(looked.faces, looked.ids)
+                outputs.show(looked, frame)
                 frames += 1
         except KeyboardInterrupt:
             return Recorded(frames, found, True)
+        except (ValueError, OSError):
+            if outputs and paths:
+                logger.warning("%s: broken off after %d frames", ", ".join(map(str, paths)), frames)
+            raise
     return Recorded(frames, found, False)
 
 
-def _look(
-    frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None
-) -> tuple[list[Face], list[int] | None]:
-    faces: list[Face] = detector.detect(frame.image)
-    if calibration:
-        height, width = frame.image.shape[:2]
-        camera = calibration.for_size(width, height)
-        faces = [undistort_face(face, camera) for face in faces]
-    if tracker is None:
-        return faces, None
-    tracked = tracker.update(faces, frame.time)
-    return [t.face for t in tracked], [t.id for t in tracked]
+def check_paths(paths: Sequence[Path], source: Source) -> None:
+    """Refuse outputs that would overwrite each other or the source.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"each output needs a file of its own, got {', '.join(map(str, paths))}")
+    for path in paths:
+        if path.resolve() == Path(source.name).resolve():
+            raise ValueError(f"{path} is the source, and would be overwritten")
+
+
+class _Outputs:
+    """The annotated video and the tables, all of them or none."""
+
+    def __init__(
+        self, out: Path | None, rows: Sequence[Path], size: tuple[int, int], rate: float, sound: Path | None
+    ) -> None:
+        new = [path for path in (out, *rows) if path and not path.exists()]
+        self._files = ExitStack()
+        try:
+            self._video = self._files.enter_context(VideoWriter(out, size, rate, sound)) if out else None
+            self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
+        except BaseException:
+            self._files.close()
+            for path in new:
+                with suppress(OSError):
+                    path.unlink()
+            raise
+
+    def tell(self, looked: Looked, name: str, frame: Frame) -> None:
+        for table in self._tables:
+            table.write(looked.faces, name, frame.index, frame.time, looked.ids)
+
+    def show(self, looked: Looked, frame: Frame) -> None:
+        if self._video:
+            self._video.write(_drawn(frame.image, looked.seen, looked.ids), frame.time)
+
+    def __enter__(self) -> _Outputs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+
+def _look(frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None) -> Looked:
+    camera = calibration and calibration.for_size(frame.image.shape[1], frame.image.shape[0])
+    found = detector.detect(frame.image, intrinsics=camera and camera.intrinsics)
+    return look(found, frame.time, tracker, camera)
 
 
 def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None) -> np.ndarray:

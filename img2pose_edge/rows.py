@@ -54,8 +54,11 @@ class RowWriter:
         """
         path = Path(path)
         self._csv = _suffix(path) == ".csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb", buffering=0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise OSError(f"cannot write {path}: {error.strerror}") from error
         if self._csv:
             self._file.write(",".join(COLUMNS).encode() + b"\n")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class OpenTrackSender:
             OSError: if the host is not known.
         """
         host, port = parse_address(address)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        found = find_host(host, port)
         self._socket, self._target = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
 
     def send(self, face: Face) -> None:
@@ -86,6 +87,7 @@ class OscSender:
             from pythonosc.udp_client import SimpleUDPClient
         except ImportError as error:
             raise ImportError("OSC needs python-osc: pip install 'img2pose-edge[osc]'") from error
+        find_host(host, port)
         self._client = SimpleUDPClient(host, port)
 
     def send(self, faces: Sequence[Face], ids: Sequence[int] | None = None) -> None:
@@ -123,6 +125,18 @@ class OscSender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def find_host(host: str, port: int) -> Any:
+    """What the system knows of a host, for UDP.
+
+    Raises:
+        OSError: if it does not know it.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    except OSError as error:
+        raise OSError(f"host {host} is not known: {error.strerror}") from error
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -34,6 +34,7 @@ LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
 WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
 """Seconds; the clock of written videos."""
+ENCODER: Final = "libx264"
 STREAMED = (".m3u8", ".mjpg", ".mjpeg", ".cgi")
 """What addresses of web cameras end in; other web addresses are files."""
 
@@ -225,6 +226,10 @@ class VideoWriter:
             raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
         if path.suffix.lower() not in (".mp4", ".mkv"):
             raise ValueError(f"a video must end in .mp4 or .mkv, got {path}")
+        try:
+            av.codec.Codec(ENCODER, "w")
+        except ValueError as error:
+            raise ValueError(f"cannot write {path}: this PyAV has no {ENCODER}, as the wheel on PyPI has") from error
         self._av: Any = av
         self.path = path
         options = {"movflags": "frag_keyframe+delay_moov+default_base_moof"} if path.suffix.lower() == ".mp4" else {}
@@ -237,7 +242,7 @@ class VideoWriter:
         # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second
         # a key frame, with which a fragment begins.
         options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(round(rate), 1))}
-        self._video: Any = self._file.add_stream("libx264", rate=round(rate) or 1, options=options)
+        self._video: Any = self._file.add_stream(ENCODER, rate=round(rate) or 1, options=options)
         self._height, self._width = size[0] - size[0] % 2, size[1] - size[1] % 2
         self._video.width, self._video.height, self._video.pix_fmt = self._width, self._height, "yuv420p"
         self._video.codec_context.time_base = self._video.time_base = TICK
@@ -252,7 +257,12 @@ class VideoWriter:
             container.close()
             return None
         given = container.streams.audio[0]
-        copied = self._file.add_stream_from_template(given)
+        try:
+            copied = self._file.add_stream_from_template(given)
+        except ValueError as error:  # of a kind that this container does not take
+            container.close()
+            logger.warning("%s has no sound: %s", self.path, error)
+            return None
         return container, iter(container.demux(given)), copied, []
 
     def __enter__(self) -> VideoWriter:

@@ -11,6 +11,8 @@ import logging
 import os
 import re
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ import cv2
 import numpy as np
 import pytest
 
+from img2pose_edge.calibration import Calibration
 from img2pose_edge.cli import main
 from img2pose_edge.draw import draw_faces
+from img2pose_edge.look import look
 from img2pose_edge.video import Frame, VideoWriter
 
 pytest.importorskip("av")
@@ -49,6 +53,12 @@ from img2pose_edge.live.shared import SharedDetector
 HERE = "http://127.0.0.1:8000"
 CAMERA = "ws://127.0.0.1:8000/ws"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Cameras that are gone are told often here."""
+    caplog.set_level(logging.ERROR, "img2pose_edge")
 
 
 @pytest.fixture(scope="module")
@@ -336,6 +346,89 @@ def test_browsers_are_told_to_load_nothing_from_elsewhere(client: TestClient) ->
             assert "://" not in addresses.replace("http://${", ""), f"{path.name} names an address"
 
 
+# --- calibrated cameras ------------------------------------------------------------------------------
+
+LENS = Calibration(np.array([[380.0, 0, 325], [0, 382, 236], [0, 0, 1]]), 640, 480, np.array([-0.28, 0.08, 0, 0, 0]))
+
+
+@pytest.fixture(scope="module")
+def bent(astronaut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The astronaut in a corner, as a camera without distortion takes it, and through the lens."""
+    straight = np.full((480, 640, 3), 90, np.uint8)
+    straight[200:, 384:] = astronaut[:280, 100:356]
+    pixels = np.stack(np.meshgrid(np.arange(640.0), np.arange(480.0)), axis=-1).reshape(-1, 1, 2)
+    camera, lens = LENS.intrinsics, LENS.distortion
+    source = cv2.undistortPoints(pixels, camera, lens, None, None, camera).reshape(480, 640, 2)
+    return straight, cv2.remap(straight, source.astype(np.float32), None, cv2.INTER_LINEAR)
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> SharedDetector:
+    return SharedDetector(threads=1, calibration=LENS)
+
+
+def distance(a: Any, b: Any) -> float:
+    return float(np.linalg.norm(np.subtract(a, b)) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_photographs_of_the_calibrated_camera(
+    bent: tuple[np.ndarray, np.ndarray], calibrated: SharedDetector, clip: Path, scale: int
+) -> None:
+    straight, picture = (cv2.resize(image, None, fx=scale, fy=scale) for image in bent)
+    camera = LENS.for_size(640 * scale, 480 * scale)
+    (truth,) = calibrated.detect(straight, camera.intrinsics)
+    (seen,) = calibrated.detect(picture, camera.intrinsics)
+    with TestClient(server.make_app(Capture(clip, calibrated)), base_url=HERE) as client:
+        answer = client.post("/detect", content=cv2.imencode(".png", picture)[1].tobytes()).json()
+    (face,) = answer["faces"]
+    assert answer["calibrated"]
+    assert "note" not in answer
+    assert answer["intrinsics"] == camera.intrinsics.tolist()
+    assert distance(face["translation"], truth.translation) < 0.06 < 0.1 < distance(seen.translation, truth.translation)
+    np.testing.assert_allclose(face["seen"]["translation"], seen.translation)
+    np.testing.assert_allclose(face["seen"]["rotation"], seen.rotation)
+
+
+def test_photographs_of_another_shape_are_told_apart(
+    client: TestClient, calibrated: SharedDetector, clip: Path, photo: bytes
+) -> None:
+    plain = client.post("/detect", content=photo).json()
+    assert not plain["calibrated"]
+    with TestClient(server.make_app(Capture(clip, calibrated)), base_url=HERE) as calibrated_client:
+        answer = calibrated_client.post("/detect", content=photo).json()
+    assert answer["note"].startswith("the calibration is for images of 640x480, this one is 512x512")
+    assert answer["faces"] == plain["faces"]
+    assert not answer["calibrated"]
+
+
+def test_frames_of_the_calibrated_camera(
+    camera: type[Camera], bent: tuple[np.ndarray, np.ndarray], calibrated: SharedDetector
+) -> None:
+    camera.image = bent[1]
+    (truth,) = calibrated.detect(bent[0], LENS.intrinsics)
+    with TestClient(server.make_app(Capture(0, calibrated)), base_url=HERE) as client:
+        client.post("/settings", json={"smoothing": True})
+        with client.websocket_connect(CAMERA) as socket:
+            message = until(socket, lambda m: m["type"] == "frame" and m["settings"]["smoothing"])
+        client.post("/settings", json={"smoothing": False})
+    (face,) = message["faces"]
+    assert face["id"] == 0
+    assert message["calibrated"]
+    assert message["intrinsics"] == LENS.intrinsics.tolist()
+    assert distance(face["translation"], truth.translation) < 0.06
+
+
+def test_frames_of_another_shape_are_trouble(clip: Path, calibrated: SharedDetector) -> None:
+    with (
+        TestClient(server.make_app(Capture(clip, calibrated)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        trouble = next_message(socket)
+    assert trouble["type"] == "trouble"
+    assert "the calibration is for images of 640x480, this one is 256x256" in trouble["message"]
+
+
 # --- settings ----------------------------------------------------------------------------------------
 
 
@@ -602,6 +695,50 @@ def test_what_cannot_be_served_is_named(clip: Path, capsys: Any) -> None:
     assert "port 70000" in capsys.readouterr().err
 
 
+def test_a_calibration_of_another_size_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, clip: Path, tmp_path: Path, capsys: Any
+) -> None:
+    text = "camera_matrix: {{rows: 3, cols: 3, data: [300., 0., 128., 0., 300., 128., 0., 0., 1.]}}\n"
+    text += "distortion_coefficients: {{rows: 1, cols: 5, data: [-0.1, 0., 0., 0., 0.]}}\n"
+    text += "image_width: {0}\nimage_height: {1}\n"
+    for name, size in (("wide", (640, 480)), ("square", (512, 512))):
+        (tmp_path / f"{name}.yml").write_text(text.format(*size))
+    asked = ["live", "--source", str(clip), "--port", "0", "--calibration"]
+    assert main([*asked, str(tmp_path / "wide.yml")]) == 1
+    assert "images of 640x480, this one is 256x256" in capsys.readouterr().err
+    assert main([*asked, str(tmp_path / "none.yml")]) == 1
+    assert "no calibration" in capsys.readouterr().err
+    monkeypatch.setattr(command, "listen", lambda host, port: pytest.fail("reached"))
+    with pytest.raises(pytest.fail.Exception, match="reached"):
+        main([*asked, str(tmp_path / "square.yml")])
+
+
+def test_ctrl_c_twice_ends_without_a_traceback(clip: Path) -> None:
+    code = """
+import signal, sys
+from img2pose_edge.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in what they start in the background
+sys.exit(main(sys.argv[1:]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "live", "--source", str(clip), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    port = process.stdout.readline().rsplit(":", 1)[1].strip("/\n")
+    for _ in range(100):  # until it serves
+        with suppress(OSError), socket.create_connection(("127.0.0.1", int(port)), 1):
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (130, "")
+
+
 def test_without_a_web_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["live"]) == 1
@@ -706,6 +843,41 @@ def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, t
         assert page.evaluate("document.getElementById('view').width") == 256
 
 
+def test_the_page_draws_as_the_lens_does(
+    browser: Any,
+    bent: tuple[np.ndarray, np.ndarray],
+    calibrated: SharedDetector,
+    clip: Path,
+    photo: bytes,
+    tmp_path: Path,
+) -> None:
+    from playwright.sync_api import expect
+
+    picture = bent[1]
+    with (
+        running(server.make_app(Capture(clip, calibrated))) as port,
+        opened(browser, f"http://127.0.0.1:{port}/") as page,
+    ):
+        expect(page.locator("#notice")).to_contain_text("the calibration is for images of 640x480, this one is 256x256")
+        page.uncheck("#boxes")
+        page.uncheck("#axes")
+        page.evaluate(DROP, [list(cv2.imencode(".png", picture)[1].tobytes()), "bent.png"])
+        expect(page.locator("#faces td:nth-child(9)")).to_have_count(1)
+        expect(page.locator("#notice")).to_be_hidden()
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        download.value.save_as(tmp_path / "snapshot.png")
+        shown = np.abs(cv2.imread(str(tmp_path / "snapshot.png")).astype(int) - picture).max(2) > 12
+        looked = look(calibrated.detect(picture, LENS.intrinsics), 0.0, None, LENS)
+        overlaps = []
+        for faces in (looked.seen, looked.faces):
+            wanted = (draw_faces(picture, faces, boxes=False, axes=False) != picture).any(2)
+            overlaps.append((shown & wanted).sum() / (shown | wanted).sum())
+        assert overlaps[0] > 0.9 > 0.8 > overlaps[1]
+        page.evaluate(DROP, [list(photo), "other.jpg"])
+        expect(page.locator("#notice")).to_contain_text("this one is 512x512")
+
+
 def test_the_page_tells_what_is_wrong(
     browser: Any, camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -740,6 +912,3 @@ def test_nothing_of_torch_is_imported(client: TestClient) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys; import img2pose_edge.cli; assert 'starlette' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-logging.getLogger("img2pose_edge").setLevel(logging.ERROR)  # cameras that are gone are told often here

@@ -26,6 +26,7 @@ from img2pose_edge import (
     Faces,
     OpenTrackSender,
     OscSender,
+    PoseTracker,
     detect_poses,
     geometry,
     looking_at_camera,
@@ -33,8 +34,9 @@ from img2pose_edge import (
     to_supervision,
     undistort_face,
 )
-from img2pose_edge.calibration import undistort_points
+from img2pose_edge.calibration import _warn_once, undistort_points
 from img2pose_edge.coco import to_coco, write_coco
+from img2pose_edge.look import look
 from img2pose_edge.matrices import column_major, model_view, projection
 from img2pose_edge.rows import COLUMNS, RowWriter, face_row, read_rows
 from img2pose_edge.senders import opentrack_pose, parse_address
@@ -455,6 +457,27 @@ def test_a_face_that_reaches_where_the_distortion_folds_over_keeps_its_pose() ->
     face = undistort_face(seen, strong)
     assert np.degrees(geometry.geodesic_distance(face.rotation, truth[0])) < 10
     np.testing.assert_allclose(face.translation, truth[1], atol=0.06 * np.linalg.norm(truth[1]))
+
+
+def test_what_is_drawn_follows_the_lens_and_what_is_told_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    local = geometry.angles_to_matrix(np.array([10.0, -20, 5]))
+    truth = geometry.local_to_camera(np.array([1150.0, 100]), np.array(40.0), local, CAMERA)
+    here, gone = make_face((0, 0, 0), (400, 300), intrinsics=CAMERA), make_face((0, 0, 0), (-900, -900), 20, CAMERA)
+    behind = seen_through(CALIBRATION, *truth)
+    local_pose = geometry.camera_to_local(behind.rotation, behind.translation, behind.intrinsics)
+    found = [gone, posed(*geometry.local_to_camera(*local_pose, CAMERA), CAMERA), here]
+    _warn_once.cache_clear()
+    looked = look(found, 0.0, PoseTracker(), CALIBRATION)
+    assert looked.ids == [1, 2], "faces that are left out take their ids with them"
+    assert "cannot be inverted" in caplog.text
+    (told, drawn), points = (looked.faces[0], looked.seen[0]), load_reference().points68.astype(float)
+    np.testing.assert_allclose(told.translation, truth[1], atol=0.04 * np.linalg.norm(truth[1]))
+    bent = cv2.projectPoints(points, told.pose[:3], told.translation, CAMERA, LENS)[0][:, 0]
+    as_drawn = geometry.project(points, drawn.rotation, drawn.translation, drawn.intrinsics)
+    assert np.linalg.norm(as_drawn - bent, axis=1).mean() < 3
+    assert np.linalg.norm(told.landmarks68 - bent, axis=1).mean() > 30
+    plain = look(found, 0.0, None, None)
+    assert (plain.faces, plain.seen, plain.ids) == (found, found, None)
 
 
 def write_storage(path: Path, names: tuple[str, str, str, str]) -> None:

@@ -298,6 +298,92 @@ sys.exit(main(sys.argv[1:]))
     assert abs(len(times(out)) - len(rows)) <= 1
 
 
+def write_calibration(path: Path, side: int) -> Path:
+    """Of a camera with some distortion whose images are square."""
+    storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE)
+    storage.write("image_width", side)
+    storage.write("image_height", side)
+    storage.write("camera_matrix", np.array([[1.2 * side, 0, side / 2], [0, 1.2 * side, side / 2], [0, 0, 1]]))
+    storage.write("distortion_coefficients", np.array([-0.3, 0.1, 0, 0, 0]))
+    storage.release()
+    return path
+
+
+def test_a_calibrated_camera_gives_its_poses(people: Path, tmp_path: Path) -> None:
+    calibration = write_calibration(tmp_path / "camera.yml", 640)  # of pictures twice as large
+    assert main(["video", str(people), "--csv", str(tmp_path / "plain.csv"), "--threads", "1"]) == 0
+    arguments = ["--calibration", str(calibration), "--threads", "1"]
+    assert main(["video", str(people), "--csv", str(tmp_path / "metric.csv"), *arguments]) == 0
+    plain, metric = read_rows(tmp_path / "plain.csv")[0], read_rows(tmp_path / "metric.csv")[0]
+    assert metric["x1"] == pytest.approx(plain["x1"], abs=1)
+    # Default focal length 640, calibrated 384: the same face is nearer.
+    assert metric["z_mm"] / plain["z_mm"] == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_failed_start_leaves_nothing_and_harms_nothing(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = write_calibration(tmp_path / "camera.yml", 320)
+    (tmp_path / "wide.yml").write_text(calibration.read_text().replace("image_width: 320", "image_width: 480"))
+    (tmp_path / "file").touch()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/0.png").write_bytes(b"no picture")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    table, out = str(tmp_path / "new/a.csv"), str(tmp_path / "new/a.mp4")
+    for arguments, what in (
+        ([str(people), "--csv", table, "--calibration", str(tmp_path / "wide.yml")], "images of 480x320, this one is"),
+        ([str(people), "--csv", table, "--calibration", str(tmp_path)], "no calibration"),
+        ([str(tmp_path / "cut"), "--csv", table, "--out", out], "0.png is not an image"),
+        ([str(people), "--csv", table, "--out", str(tmp_path / "file/a.mp4")], "cannot write"),
+        ([str(people), "--csv", str(tmp_path / "file/a.csv"), "--out", out], "cannot write"),
+        ([str(people), "--csv", table, "--out", str(tmp_path / "new/a.avi")], "must end in .mp4 or .mkv"),
+        ([str(people), "--csv", table, "--jsonl", table], "each output needs a file of its own"),
+        ([str(people), "--out", str(people.parent / "." / people.name)], "is the source, and would be overwritten"),
+        ([str(people), "--opentrack", "host.invalid:4242"], "host host.invalid is not known"),
+        ([str(people), "--osc", "nonsense"], "an address is HOST:PORT"),
+    ):
+        assert main(["video", *arguments, "--threads", "1"]) == 1
+        assert what in capsys.readouterr().err
+    monkeypatch.setattr("img2pose_edge.video.ENCODER", "libnone")
+    assert main(["video", str(people), "--out", out, "--threads", "1"]) == 1
+    assert "this PyAV has no libnone" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_source_that_breaks_off_keeps_what_was_before(
+    astronaut: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, image in enumerate((astronaut, astronaut, astronaut[:300])):
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    table, out = tmp_path / "a.csv", tmp_path / "a.mp4"
+    assert main(["video", str(folder), "--csv", str(table), "--out", str(out), "--threads", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "changes size at frame 2: 512x300 after 512x512" in told
+    assert "broken off after 2 frames" in told
+    assert [row["frame"] for row in read_rows(table)] == [0, 1]
+    assert len(times(out)) == 2
+
+
+def test_a_sound_that_the_video_cannot_hold_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loud = tmp_path / "loud.avi"
+    with av.open(str(loud), "w") as container:
+        video = container.add_stream("mpeg4", rate=25, options={"bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = container.add_stream("pcm_mulaw", rate=8000, layout="mono")
+        for number in range(5):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), "bgr24")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts = 8000, 0
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+        container.mux(video.encode(None))
+    assert main(["video", str(loud), "--out", str(tmp_path / "a.mp4"), "--threads", "1"]) == 0
+    assert "a.mp4 has no sound: " in capsys.readouterr().err
+    assert len(times(tmp_path / "a.mp4")) == 5
+
+
 def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, what in (
         ([str(people)], "nothing to write or send"),

@@ -17,10 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from img2pose_edge.geometry import default_intrinsics
-from img2pose_edge.live.shared import Settings, SharedDetector
+from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Frame, Source
+from img2pose_edge.video import Source
 
 logger = logging.getLogger(__name__)
 
@@ -144,32 +143,20 @@ class Capture:
                 self._stop.wait(max(early, 0.0))
                 opened = max(opened, opened - early)
             taken = opened + frame.time
-            began = time.monotonic()
-            faces = self._faces(frame, settings, tracker)
+            camera = self.detector.camera(frame.image)
+            seen = self.detector.look(frame.image, camera, tracker if settings.smoothing else None, frame.time)
             now = time.monotonic()
             period = now - last if number < 2 else 0.9 * period + 0.1 * (now - last)
             last = now
-            height, width = frame.image.shape[:2]
-            camera = self.detector.intrinsics
             message = {
                 "type": "frame",
                 "time": round(frame.time, 4),
-                "width": width,
-                "height": height,
-                "intrinsics": (default_intrinsics(width, height) if camera is None else camera).tolist(),
-                "faces": faces,
                 "frames_per_second": round(1 / period, 1) if number else 0.0,
-                "detect_ms": round((now - began) * 1e3, 1),
+                **seen,
             }
             self._publish(message, encode(frame.image), taken)
         if not source.live:
             self._stop.wait(1 / source.rate)  # the last frame is shown as long as the others
-
-    def _faces(self, frame: Frame, settings: Settings, tracker: PoseTracker) -> list[dict[str, Any]]:
-        faces = self.detector.detect(frame.image)
-        if not settings.smoothing:
-            return [face.to_dict() for face in faces]
-        return [{"id": t.id, **t.face.to_dict()} for t in tracker.update(faces, frame.time)]
 
     def _publish(self, message: dict[str, Any], jpeg: bytes = b"", taken: float | None = None) -> None:
         self._number += 1

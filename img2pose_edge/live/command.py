@@ -1,32 +1,26 @@
-"""``img2pose-edge live``."""
+"""``img2pose-edge live``: the server's start."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import secrets
 import socket
-import sys
-from typing import Any
+from types import FrameType
 
+from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.video import Source
 
-
-def add_live_parser(commands: Any) -> argparse.ArgumentParser:
-    """Register the command; the detector's options are the caller's to add."""
-    parser: argparse.ArgumentParser = commands.add_parser("live", help="a camera's faces on a page, and POST /detect")
-    parser.add_argument(
-        "--source", default="0", help="camera's number (default: 0), video, folder, address or GStreamer pipeline"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--smoothing", action="store_true", help="tell faces apart and steady their poses")
-    parser.set_defaults(do=run)
-    return parser
+logger = logging.getLogger(__name__)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Serve until interrupted.
+def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
+    """Print the page's address and serve until interrupted.
+
+    Args:
+        source: as :class:`~img2pose_edge.video.Source` takes it.
+        detector: what finds the faces.
+        host: address to listen on; beyond loopback a token is asked for.
+        port: 0 for any that is free.
 
     Raises:
         ImportError: if the web server is not installed.
@@ -38,33 +32,31 @@ def run(options: argparse.Namespace) -> int:
         import uvicorn
         import websockets as _websockets  # noqa: F401
 
+        from img2pose_edge.live.capture import Capture
+        from img2pose_edge.live.security import is_loopback
         from img2pose_edge.live.server import make_app
     except ImportError as error:
         raise ImportError(f'the live page needs a web server: pip install "img2pose-edge[live]" ({error})') from error
-    from img2pose_edge.live.capture import Capture
-    from img2pose_edge.live.security import is_loopback
-    from img2pose_edge.live.shared import SharedDetector
 
-    detector = SharedDetector(
-        model=options.model,
-        engine=options.engine,
-        input_size=options.input_size,
-        score_threshold=options.score_threshold,
-        smoothing=options.smoothing,
-        nms_iou=options.nms_iou,
-        threads=options.threads,
-        engine_options=dict(options.engine_option),
-    )
     try:
-        Source(options.source).close()
+        with Source(source) as opened:
+            first = next(iter(opened)) if detector.calibration else None
     except ValueError as error:  # it may come yet; photographs are served without it
-        print(f"warning: {error}; the page shows it once it is there", file=sys.stderr)
-    token = None if is_loopback(options.host) else secrets.token_urlsafe(24)
-    listener = listen(options.host, options.port)
-    print(page_address(options.host, listener.getsockname()[1], token), flush=True)
-    logging.basicConfig(format="%(message)s")
+        logger.warning("%s; the page shows it once it is there", error)
+    else:
+        if first:
+            detector.camera(first.image)  # a calibration of another size is told now
+    token = None if is_loopback(host) else secrets.token_urlsafe(24)
+    listener = listen(host, port)
+    print(page_address(host, listener.getsockname()[1], token), flush=True)
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not self.should_exit:  # a second Ctrl-C would end it with a traceback; it ends in a second or two
+                super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
-        make_app(Capture(options.source, detector), token),
+        make_app(Capture(source, detector), token),
         log_level="warning",
         access_log=False,  # addresses hold the token
         server_header=False,
@@ -73,8 +65,7 @@ def run(options: argparse.Namespace) -> int:
         limit_concurrency=250,
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[listener])
-    return 0
+    Server(config).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

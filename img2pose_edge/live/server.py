@@ -26,7 +26,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from img2pose_edge.geometry import FACE_UNIT_MM, default_intrinsics
+from img2pose_edge.geometry import FACE_UNIT_MM
 from img2pose_edge.live.capture import Capture
 from img2pose_edge.live.header import check_size
 from img2pose_edge.live.security import BodyLimit, Guard, RateLimit, SafeHeaders
@@ -88,18 +88,12 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
     def detect_in(data: bytes, options: dict[str, Any]) -> dict[str, Any]:
         check_size(data)
         image = load_image(data)
-        height, width = image.shape[:2]
-        began = time.monotonic()
-        faces = capture.detector.detect(image, **options)
-        camera = capture.detector.intrinsics
-        return {
-            "width": width,
-            "height": height,
-            "intrinsics": (default_intrinsics(width, height) if camera is None else camera).tolist(),
-            "faces": [face.to_dict() for face in faces],
-            "detect_ms": round((time.monotonic() - began) * 1e3, 1),
-            "settings": {**asdict(capture.detector.settings), **options},
-        }
+        try:
+            camera, note = capture.detector.camera(image), {}
+        except ValueError as error:  # a photograph of another camera
+            camera, note = None, {"note": f"{error}: poses are those in img2pose's camera"}
+        settings = {**asdict(capture.detector.settings), **options}
+        return {**capture.detector.look(image, camera, **options), **note, "settings": settings}
 
     async def watch(socket: WebSocket) -> None:
         await socket.accept()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import choose_engine, installed
 from img2pose_edge.face import Faces
+from img2pose_edge.geometry import default_intrinsics
+from img2pose_edge.look import look
 from img2pose_edge.manifest import bundled_models, find_model
+from img2pose_edge.tracking import PoseTracker
 
 MAX_INPUT_SIZE = 1920
 """Pixels; the memory that a network takes grows with its input."""
@@ -48,9 +53,12 @@ class SharedDetector:
         input_size: int | None = None,
         score_threshold: float | None = None,
         smoothing: bool = False,
+        calibration: Calibration | None = None,
         **options: Any,
     ) -> None:
-        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smoothing``."""
+        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smoothing`` and the
+        camera's ``calibration``."""
+        self.calibration = calibration
         self._make = {"engine": engine, **options}
         detector = PoseDetector(model, input_size=input_size, score_threshold=score_threshold, **self._make)
         self._models = {name: name for name in usable_models(engine)}
@@ -65,10 +73,13 @@ class SharedDetector:
         """Those that hold now."""
         return self._current[0]
 
-    @property
-    def intrinsics(self) -> np.ndarray | None:
-        """(3, 3) of the calibrated camera, if there is one."""
-        return self._current[1].intrinsics
+    def camera(self, image: np.ndarray) -> Calibration | None:
+        """The calibrated camera, if there is one, for an image of this size.
+
+        Raises:
+            ValueError: if the image is of another shape.
+        """
+        return self.calibration and self.calibration.for_size(image.shape[1], image.shape[0])
 
     def change(self, wanted: Mapping[str, Any]) -> Settings:
         """Change some settings, all or none of them; another model comes with its own input size.
@@ -94,28 +105,71 @@ class SharedDetector:
             self._current = settings, detector
         return settings
 
-    def detect(self, image: np.ndarray, **changes: Any) -> Faces:
+    def detect(self, image: np.ndarray, intrinsics: np.ndarray | None = None, **changes: Any) -> Faces:
         """Faces of one image, best first.
 
         Args:
             image: (H, W, 3) uint8 BGR.
+            intrinsics: (3, 3) camera matrix; default ``geometry.default_intrinsics``.
             changes: ``input_size`` and ``score_threshold`` of this image only.
 
         Raises:
             ValueError: if one of these cannot be.
         """
         settings, detector = self._current
-        return find(detector, replace(settings, **changes), image)
+        return find(detector, replace(settings, **changes), image, intrinsics)
+
+    def look(
+        self,
+        image: np.ndarray,
+        camera: Calibration | None,
+        tracker: PoseTracker | None = None,
+        moment: float = 0.0,
+        **changes: Any,
+    ) -> dict[str, Any]:
+        """What is told of one image, ready for JSON.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            camera: of the image's size; poses are then those in it, without distortion.
+            tracker: gives the faces ids and steadies them.
+            moment: of the image, seconds, for the tracker.
+            changes: ``input_size`` and ``score_threshold`` of this image only.
+
+        Raises:
+            ValueError: if one of these cannot be.
+        """
+        began = time.monotonic()
+        height, width = image.shape[:2]
+        intrinsics = default_intrinsics(width, height) if camera is None else camera.intrinsics
+        found = self.detect(image, intrinsics=intrinsics, **changes)
+        looked = look(found, moment, tracker, camera)
+        faces = [face.to_dict() for face in looked.faces]
+        for face, number in zip(faces, looked.ids or [], strict=looked.ids is not None):
+            face["id"] = number
+        if camera:
+            for face, seen in zip(faces, looked.seen, strict=True):
+                face["seen"] = {"rotation": seen.rotation.tolist(), "translation": seen.translation.tolist()}
+        return {
+            "width": width,
+            "height": height,
+            "intrinsics": intrinsics.tolist(),
+            "calibrated": camera is not None,
+            "faces": faces,
+            "detect_ms": round((time.monotonic() - began) * 1e3, 1),
+        }
 
     def describe(self) -> dict[str, Any]:
         """Settings and the models to choose from, ready for JSON."""
         return {"settings": asdict(self.settings), "models": list(self._models)}
 
 
-def find(detector: PoseDetector, settings: Settings, image: np.ndarray) -> Faces:
+def find(detector: PoseDetector, settings: Settings, image: np.ndarray, intrinsics: np.ndarray | None = None) -> Faces:
     if settings.input_size > max(MAX_INPUT_SIZE, detector.input_size):
         raise ValueError(f"input_size must be at most {MAX_INPUT_SIZE}, got {settings.input_size}")
-    return detector.detect(image, input_size=settings.input_size, score_threshold=settings.score_threshold)
+    return detector.detect(
+        image, input_size=settings.input_size, score_threshold=settings.score_threshold, intrinsics=intrinsics
+    )
 
 
 def usable_models(engine: str) -> list[str]:

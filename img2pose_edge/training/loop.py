@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import csv
 import gc
+import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
 from img2pose_edge.training.targets import Batch
 from img2pose_edge.training.validation import validate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,7 @@ def train(
         start, best, stale = state["step"], state["best"], state["stale"]
         plateau.load_state_dict(state["plateau"])
         if rank == 0:
-            print(f"going on from step {start} of {last}", file=sys.stderr)
+            logger.info("going on from step %d of %s", start, last)
     trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
     faces = sum(len(records[i].faces) for i in training)

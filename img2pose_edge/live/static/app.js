@@ -12,6 +12,7 @@ let reference, heads, socket;
 let shown = null; // what is on the canvas: { message, picture }
 let photograph = null; // file that is shown instead of the camera
 let asked = 0;
+let changing = 0; // settings on their way: frames still tell the old ones
 
 function notice(text) {
   byId("notice").textContent = text;
@@ -120,7 +121,7 @@ async function showFrame(message, jpeg) {
   if (photograph) return picture.close();
   notice("");
   show(message, picture);
-  setControls(message.settings);
+  if (!changing) setControls(message.settings);
   const network = received - asked - message.waited_ms;
   const latency = message.age_ms + network + performance.now() - received;
   byId("rate").textContent = message.frames_per_second.toFixed(1);
@@ -142,7 +143,7 @@ async function detect(file) {
     photograph = file;
     byId("back").hidden = false;
     stopFigures();
-    notice("");
+    notice(message.note);
     show(message, picture);
   } catch (error) {
     notice(`${file.name}: ${error.message}`);
@@ -208,6 +209,7 @@ function setControls(settings) {
 async function change({ target }) {
   const value = target.type === "checkbox" ? target.checked : target.id === "model" ? target.value : Number(target.value);
   target.blur();
+  changing++;
   try {
     setControls((await request("settings", JSON.stringify({ [target.id]: value }))).settings);
     notice("");
@@ -215,6 +217,8 @@ async function change({ target }) {
   } catch (error) {
     setControls((await request("settings")).settings);
     notice(error.message);
+  } finally {
+    changing--;
   }
 }
 

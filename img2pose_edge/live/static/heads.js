@@ -2,7 +2,7 @@
 // The camera frame (x right, y down, z forward) is turned to three.js's (y up, z backward) by FLIP.
 
 import * as THREE from "./vendor/three.module.min.js";
-import { colorOf } from "./overlay.js";
+import { colorOf, seen } from "./overlay.js";
 
 const FLIP = new THREE.Matrix4().makeScale(1, -1, -1);
 const HELPERS = 1; // layer that the mask does not show
@@ -30,6 +30,7 @@ export class Heads {
     this.gaze = new THREE.BufferGeometry().setFromPoints([nose, nose.clone().add(new THREE.Vector3(0, 0, -GAZE))]);
     this.metre = 1000 / reference.unit_mm;
     this.meshes = [];
+    this.faces = [];
     this.scene = new THREE.Scene();
     const sky = new THREE.HemisphereLight(0xffffff, 0x46505c, 1.6), sun = new THREE.DirectionalLight(0xffffff, 2.2);
     sun.position.set(-0.35, 0.5, 0.79);
@@ -82,12 +83,10 @@ export class Heads {
       this.scene.add(mesh);
       this.meshes.push(mesh);
     }
+    this.faces = faces;
     this.meshes.forEach((mesh, i) => {
       mesh.visible = i < faces.length;
       if (!mesh.visible) return;
-      const [a, b, c] = faces[i].rotation, [x, y, z] = faces[i].translation;
-      mesh.matrix.set(...a, x, ...b, y, ...c, z, 0, 0, 0, 1).premultiply(FLIP);
-      mesh.matrixWorldNeedsUpdate = true;
       for (const part of [mesh, mesh.children[0]]) part.material.color.set(colorOf(faces[i], i));
     });
     const [[fx, skew, cx], [, fy, cy]] = intrinsics;
@@ -115,8 +114,16 @@ export class Heads {
     this.draw();
   }
 
+  place(poses) {
+    poses.forEach(({ rotation: [a, b, c], translation: [x, y, z] }, i) => {
+      this.meshes[i].matrix.set(...a, x, ...b, y, ...c, z, 0, 0, 0, 1).premultiply(FLIP);
+      this.meshes[i].matrixWorldNeedsUpdate = true;
+    });
+  }
+
   // A canvas of the given size with the masks alone.
   drawMask(width, height) {
+    this.place(this.faces.map(seen));
     this.mask.setSize(width, height, false);
     this.mask.render(this.scene, this.maskCamera);
     return this.mask.domElement;
@@ -125,6 +132,7 @@ export class Heads {
   draw() {
     const { clientWidth: width, clientHeight: height } = this.space.domElement;
     if (!width || !height) return;
+    this.place(this.faces);
     this.space.setSize(width, height, false);
     this.eye.aspect = width / height;
     this.eye.updateProjectionMatrix();

@@ -9,9 +9,13 @@ export function colorOf(face, index) {
   return COLORS[(face.id ?? index) % COLORS.length];
 }
 
+// The pose to draw a face by: of a calibrated camera another than its pose in space, as lenses distort.
+export const seen = (face) => face.seen ?? face;
+
 // A point of the face frame to a pixel.
 function project([x, y, z], face, camera) {
-  const [X, Y, Z] = face.rotation.map((r, i) => r[0] * x + r[1] * y + r[2] * z + face.translation[i]);
+  const { rotation, translation } = seen(face);
+  const [X, Y, Z] = rotation.map((r, i) => r[0] * x + r[1] * y + r[2] * z + translation[i]);
   return { x: (camera[0][0] * X + camera[0][1] * Y) / Z + camera[0][2], y: (camera[1][1] * Y) / Z + camera[1][2], Z };
 }
 

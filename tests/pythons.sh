@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# The wheel, installed with its runtime dependencies alone, in each Python that is named: finds a face, then the
+# runtime's tests. Needs an index to install from. Arguments: interpreters; default: those supported, of this machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+supported=(3.10 3.11 3.12 3.13)
+tests=(test_{runtime,tracking,uses,video}.py)
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+cp -r tests pyproject.toml "$tmp"
+
+python=$PWD/.venv/bin/python
+$python -m build --no-isolation --outdir "$tmp" . >"$tmp/log" 2>&1 || { cat "$tmp/log" >&2; exit 1; }
+$python - "$tmp/photo.png" <<'END'
+import sys
+import cv2
+from skimage.data import astronaut
+cv2.imwrite(sys.argv[1], cv2.cvtColor(astronaut(), cv2.COLOR_RGB2BGR))
+END
+
+interpreters=("$@")
+if [[ $# == 0 ]]; then
+  for version in "${supported[@]}"; do
+    found=
+    for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+      "$candidate" --version >/dev/null 2>&1 && found=$candidate && break # pyenv has names that do not run
+    done
+    [[ $found ]] && interpreters+=("$found") || echo "python$version: not on this machine, left out"
+  done
+fi
+
+cd "$tmp/tests" # away from the tree, which must not be imported
+for interpreter in "${interpreters[@]}"; do
+  "$interpreter" --version
+  rm -rf "$tmp/venv"
+  "$interpreter" -m venv "$tmp/venv"
+  bin=$tmp/venv/bin
+  $bin/pip install --quiet --disable-pip-version-check "$tmp"/*.whl
+  $bin/pip list --disable-pip-version-check | grep -iE '^(numpy|opencv|onnxruntime)'
+  $bin/img2pose-edge --version
+  [[ $($bin/img2pose-edge detect "$tmp/photo.png") == *": 1 face"* ]] || { echo "no face found" >&2; exit 1; }
+  $bin/python -W error -m compileall -q -f "$tmp"/venv/lib/python*/site-packages/img2pose_edge # training, too
+  $bin/pip install --quiet --disable-pip-version-check pytest pytest-benchmark hypothesis pillow scikit-image av
+  # The other engines are not installed; nothing is timed.
+  $bin/pytest --show-capture=no -k 'not openvino and not tflite and not engine and not light' "${tests[@]}"
+done
