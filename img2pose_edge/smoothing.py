@@ -131,6 +131,19 @@ class PoseFilter:
         """(M, 7) states at ``time`` (seconds): the filtered ones, moved on at constant speed."""
         return take_step(self.smooth, self.speed * (time - self.seen)[:, None])
 
+    def expected_boxes(self, boxes: np.ndarray, time: float) -> np.ndarray:
+        """Where boxes should be at ``time`` (seconds): moved on from the last measurement, which does not lag.
+
+        Args:
+            boxes: (M, 4) x1, y1, x2, y2 when last measured, at depth 1.
+
+        Returns:
+            (M, 4), in size and place; what turning does to them is left out.
+        """
+        moved = self.speed[:, 3:] * (time - self.seen)[:, None]
+        place = self.measured[:, [4, 5, 4, 5]]
+        return (boxes - place) * np.exp(-moved[:, 2:]) + (place + moved[:, [0, 1, 0, 1]])
+
     def update(self, rows: np.ndarray, states: np.ndarray, time: float) -> None:
         """Measurements of (N,) rows: (N, 7) states at ``time``, later than the last (seconds)."""
         interval = (time - self.seen[rows])[:, None]
