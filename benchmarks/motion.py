@@ -132,7 +132,9 @@ class Scene:
         scale = max(self.camera[0, 0] / motion.cameras[frame, 0, 0], 1.0)  # pixels of the photograph per pixel
         if self._soft is None or self._soft[0] != scale:
             self._soft = scale, cv2.GaussianBlur(self.photo, (0, 0), SOFTNESS * scale)
-        half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # OpenCV's pixels have their origin in the first's middle
+        half = np.array(
+            [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]
+        )  # OpenCV's pixels have their origin in the first's middle
         moved = np.linalg.inv(half) @ self.homography(motion, frame) @ half
         return cv2.warpPerspective(
             self._soft[1], moved, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE

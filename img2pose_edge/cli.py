@@ -153,6 +153,7 @@ def video(options: argparse.Namespace) -> int:
             tracker=PoseTracker() if options.smooth else None,
             calibration=calibration,
             every=options.every,
+            fast=options.fast,
             send=send,
             sound=Path(options.source) if Path(options.source).is_file() else None,
         )
@@ -449,6 +450,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
+    p.add_argument(
+        "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
+    )
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     p.add_argument(
         "--opentrack",

@@ -14,6 +14,7 @@ from img2pose_edge.calibration import Calibration, undistort_face
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
+from img2pose_edge.fast import FastDetector
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
 from img2pose_edge.tracking import PoseTracker
@@ -41,6 +42,7 @@ def record(
     tracker: PoseTracker | None = None,
     calibration: Calibration | None = None,
     every: int = 1,
+    fast: int = 0,
     send: Sequence[Send] = (),
     sound: Path | None = None,
 ) -> Recorded:
@@ -56,6 +58,7 @@ def record(
         tracker: gives faces ids and steadies them.
         calibration: of the camera; poses are then those in it, without distortion.
         every: frames to look at: each of so many. Those between keep the faces of the last one and have no rows.
+        fast: look at crops around known faces, as :meth:`PoseDetector.stream`; counts frames that are looked at.
         send: called with the faces of each frame that was looked at, the best or longest known first.
         sound: file whose sound the video gets.
 
@@ -64,6 +67,7 @@ def record(
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}")
+    crops = FastDetector(detector, fast) if fast else None
     frames = found = 0
     with source, ExitStack() as open_files:
         tables = [open_files.enter_context(RowWriter(path)) for path in rows]
@@ -73,7 +77,8 @@ def record(
         try:
             for frame in track(source, source.name, total=source.frames):
                 if frame.index % every == 0 or source.live:
-                    faces, ids = _look(frame, detector, tracker, calibration)
+                    seen = crops.detect(frame.image, frame.time) if crops else detector.detect(frame.image)
+                    faces, ids = _follow(frame, seen, tracker, calibration)
                     found += len(faces)
                     for table in tables:
                         table.write(faces, source.name, frame.index, frame.time, ids)
@@ -90,10 +95,9 @@ def record(
     return Recorded(frames, found, False)
 
 
-def _look(
-    frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None
+def _follow(
+    frame: Frame, faces: list[Face], tracker: PoseTracker | None, calibration: Calibration | None
 ) -> tuple[list[Face], list[int] | None]:
-    faces: list[Face] = detector.detect(frame.image)
     if calibration:
         height, width = frame.image.shape[:2]
         camera = calibration.for_size(width, height)

@@ -152,6 +152,13 @@ class PoseTracker:
         self._time = time
         return self._result(time, predicted)
 
+    def predict(self, time: float) -> list[TrackedFace]:
+        """Where the faces not yet forgotten should be at ``time`` (seconds, not before the last frame), at constant
+        velocity; takes no frame. Those around the camera are left out."""
+        if not self._time <= time < math.inf:
+            raise ValueError(f"time must be finite and not before the last frame's, {self._time} s, got {time!r}")
+        return [face for face in self._result(time, True) if face.unseen <= self.patience]
+
     def _continue_and_begin(self, faces: Sequence[Face], states: np.ndarray, time: float) -> None:
         sure = np.array([face.score >= self.sure_score for face in faces])
         boxes = self._camera_boxes(faces)
