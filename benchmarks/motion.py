@@ -27,6 +27,9 @@ SETTLE, COUNTED = 2.0, 2.0
 """Seconds of a still camera before jitter counts, and while it does."""
 READ_NOISE, SHOT_NOISE = 1.0, 0.02
 """Variance of a pixel, grey levels squared: of a black one, and per grey level (together 1.9 levels at mid-grey)."""
+SIGMA = np.sqrt(READ_NOISE + SHOT_NOISE * np.arange(256, dtype=np.float32))
+SPARE = 128
+"""Pixels of noise beyond the frame on each axis: each frame takes another part of it."""
 JPEG_QUALITY = 90
 SOFTNESS = 0.5
 """Sigma of the lens, in pixels of the finer of photograph and view: nothing is left to alias."""
@@ -49,6 +52,10 @@ class Motion:
     cameras: np.ndarray
     angles: np.ndarray
     axis: np.ndarray
+
+    @property
+    def is_turn(self) -> bool:
+        return bool((self.angles != self.angles[0]).any())
 
     @property
     def times(self) -> np.ndarray:
@@ -125,8 +132,9 @@ class Scene:
     def frames(self, motion: Motion, seed: int = 0) -> Iterator[np.ndarray]:
         """(480, 640, 3) uint8 BGR each: resampled, with the noise of a sensor, and through JPEG."""
         rng = np.random.default_rng(seed)
+        noise = rng.standard_normal((HEIGHT + SPARE, WIDTH + SPARE, 3), dtype=np.float32)
         for number in range(len(motion.rotations)):
-            yield self._compressed(self._noisy(self._view(motion, number), rng))
+            yield self._compressed(self._noisy(self._view(motion, number), noise, rng))
 
     def _view(self, motion: Motion, frame: int) -> np.ndarray:
         scale = max(self.camera[0, 0] / motion.cameras[frame, 0, 0], 1.0)  # pixels of the photograph per pixel
@@ -141,12 +149,12 @@ class Scene:
         )
 
     @staticmethod
-    def _noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        levels = image.astype(np.float32)
-        levels += rng.standard_normal(image.shape, dtype=np.float32) * np.sqrt(READ_NOISE + SHOT_NOISE * levels)
-        return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    def _noisy(image: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        x, y = rng.integers(0, SPARE, 2)
+        levels = cv2.LUT(image, SIGMA) * noise[y : y + HEIGHT, x : x + WIDTH]
+        return np.clip(np.rint(levels + image), 0, 255).astype(np.uint8)
 
     @staticmethod
     def _compressed(image: np.ndarray) -> np.ndarray:
         data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        return cv2.imdecode(data, cv2.IMREAD_COLOR)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from img2pose_edge.benchmarks.motion import RATE, SETTLE, Motion, Scene
-from img2pose_edge.benchmarks.scenes import scene
+from img2pose_edge.benchmarks.motion import HEIGHT, RATE, SETTLE, WIDTH, Motion, Scene
+from img2pose_edge.benchmarks.scenes import scene as still_scene
 
 from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.face import Face
-from img2pose_edge.tracking import PoseTracker, TrackedFace
+from img2pose_edge.nms import pairwise_iou
+from img2pose_edge.tracking import SURE_SIMILARITY, PoseTracker, TrackedFace
+from img2pose_edge.video import Frame
 
 NEAR = 0.5
-"""Of a face's size in pixels: how far from where it must be a detection may lie to be of it."""
+"""Of a face unit in pixels: how far from where it must be a detection may lie to be of a face."""
 SEEN = 0.9
-"""Share of a motion's frames in which a face must be found to be measured in it."""
+"""Share of a motion's frames in which a face must be found for its pose to be measured in it."""
 LATEST = 0.25
 """Seconds, the largest lag that is looked for."""
+STRETCH, STILL_SPEED, STILL_SHIFT = 0.7, 10.0, 0.2
+"""Stretches of a clip in which a face counts as still: their seconds, and its speed at most, in degrees and in widths
+of its box a second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +36,7 @@ class Trace:
         raw, smooth: (N, 3, 3) rotations, turned back by the camera's: all the same if nothing were wrong.
         raw_box, smooth_box: (N, 4) pixels of the frame.
         ids: (N,) of the track.
+        inside: whether the whole face is in the frame throughout.
     """
 
     raw: np.ndarray
@@ -38,64 +44,66 @@ class Trace:
     raw_box: np.ndarray
     smooth_box: np.ndarray
     ids: np.ndarray
+    inside: bool
 
     @property
     def found(self) -> np.ndarray:
         """(N,) bool."""
         return self.ids >= 0
 
+    @property
+    def measured(self) -> bool:
+        return self.inside and float(self.found.mean()) >= SEEN
 
-def follow(
-    detector: PoseDetector, scene: Scene, motion: Motion, anchors: np.ndarray, sizes: np.ndarray, seed: int = 0
-) -> list[Trace]:
+
+def follow(detector: PoseDetector, scene: Scene, motion: Motion, images: Sequence[np.ndarray]) -> list[Trace]:
     """Detect and track through a rendered motion.
 
     Args:
-        anchors: (F, 2) pixels of the photograph, origins of its faces.
-        sizes: (F,) pixels of the photograph per face unit.
+        images: its N frames (:meth:`Scene.frames`).
 
     Returns:
-        F traces.
+        a trace of each face that is found in the photograph itself, the best first.
     """
-    count, faces = len(motion.rotations), len(anchors)
+    anchors = detector.detect(scene.photo, intrinsics=scene.camera)
+    count, faces = len(images), len(anchors)
     rotations, boxes = np.full((2, faces, count, 3, 3), np.nan), np.full((2, faces, count, 4), np.nan)
-    ids = np.full((faces, count), -1)
+    ids, inside = np.full((faces, count), -1), np.full(faces, True)
+    if not faces:
+        return []
+    origins = np.array([face_center(face) for face in anchors])
+    corners = np.array([face.box[[[0, 1], [2, 1], [0, 3], [2, 3]]] for face in anchors])
     tracker = PoseTracker()
-    for k, image in enumerate(scene.frames(motion, seed)):
+    for k, image in enumerate(images):
         camera = motion.cameras[k]
         tracked = tracker.update(detector.detect(image, intrinsics=camera), motion.times[k])
-        expected = scene.move(anchors, motion, k)
-        near = NEAR * sizes * camera[0, 0] / scene.camera[0, 0]
-        for face, number in zip(*assign(tracked, expected, near), strict=True):
-            for which, part in enumerate((tracked[face].raw, tracked[face].face)):
-                rotations[which, number, k] = motion.rotations[k].T @ part.rotation
-                boxes[which, number, k] = part.box
-            ids[number, k] = tracked[face].id
-    return [Trace(*rotations[:, i], *boxes[:, i], ids[i]) for i in range(faces)]
+        seen = scene.move(corners.reshape(-1, 2), motion, k).reshape(-1, 4, 2)
+        inside &= ((seen > 0) & (seen < (WIDTH, HEIGHT))).all((1, 2))
+        for number, place in assign(tracked, scene.move(origins, motion, k)):
+            for which, part in enumerate((tracked[number].raw, tracked[number].face)):
+                rotations[which, place, k] = motion.rotations[k].T @ part.rotation
+                boxes[which, place, k] = part.box
+            ids[place, k] = tracked[number].id
+    return [Trace(*rotations[:, i], *boxes[:, i], ids[i], bool(inside[i])) for i in range(faces)]  # type: ignore[call-arg]
 
 
-def assign(tracked: Sequence[TrackedFace], expected: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of tracked faces, and of the (F, 2) places that each is at: the nearest, not farther than ``near``."""
+def assign(tracked: Sequence[TrackedFace], places: np.ndarray) -> list[tuple[int, int]]:
+    """Numbers of tracked faces, and of the (F, 2) places that they are at: each other's nearest, and near."""
     if not tracked:
-        return np.empty(0, int), np.empty(0, int)
+        return []
     centers = np.array([face_center(t.raw) for t in tracked])
-    distance = np.linalg.norm(centers[:, None] - expected, axis=2) / near
-    closest = distance.argmin(1)
-    mine = distance.argmin(0)[closest] == np.arange(len(tracked))
-    faces = np.flatnonzero(mine & (distance.min(1) < 1))
-    return faces, closest[faces]
+    near = NEAR * np.array(
+        [geometry.camera_to_local(t.raw.rotation, t.raw.translation, t.raw.intrinsics)[1] for t in tracked]
+    )
+    distance = np.linalg.norm(centers[:, None] - places, axis=2) / near[:, None]
+    closest = distance.argmin(1).tolist()
+    return [(i, j) for i, j in enumerate(closest) if distance[:, j].argmin() == i and distance[i, j] < 1]
 
 
 def face_center(face: Face) -> np.ndarray:
     """(2,) pixel of its origin."""
-    return geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)[0]
-
-
-def anchors_of(detector: PoseDetector, photo: np.ndarray, camera: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the faces of a photograph are: (F, 2) origins, pixels, and (F,) pixels per face unit; best first."""
-    faces = detector.detect(photo, intrinsics=camera)
-    parts = [geometry.camera_to_local(f.rotation, f.translation, f.intrinsics) for f in faces]
-    return np.array([p[0] for p in parts]).reshape(-1, 2), np.array([p[1] for p in parts])
+    center: np.ndarray = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)[0]
+    return center
 
 
 # --- figures of a trace --------------------------------------------------------------------------
@@ -124,7 +132,7 @@ def jitter(trace: Trace) -> dict[str, float]:
 
 
 def wander(trace: Trace) -> dict[str, float]:
-    """RMS degrees of raw and smoothed rotations of a moving camera about the raw ones' mean, when turned back by it."""
+    """RMS degrees of the raw and smoothed rotations, turned back by a moving camera's, about the raw ones' mean."""
     middle = mean_rotation(trace.raw[trace.found])
     return {n: angle_rms(r[trace.found], middle) for n, r in (("raw_deg", trace.raw), ("smooth_deg", trace.smooth))}
 
@@ -141,7 +149,7 @@ def turned_angles(trace: Trace, motion: Motion) -> tuple[np.ndarray, np.ndarray]
 def lag(angles: np.ndarray, others: np.ndarray, motion: Motion) -> float:
     """Milliseconds by which ``angles`` follow ``others``, (N,) degrees: the shift of least squares over a turn.
 
-    From its beginning to a quarter of a second after its end.
+    From its beginning to :data:`LATEST` after its end.
     """
     times = motion.times
     moving = np.flatnonzero(np.abs(np.gradient(motion.angles)) > 0)
@@ -158,24 +166,98 @@ def switches(ids: np.ndarray) -> int:
     return int((np.diff(seen) != 0).sum())
 
 
+# --- clips ---------------------------------------------------------------------------------------
+
+
+def follow_clip(detector: PoseDetector, frames: Sequence[Frame]) -> list[list[TrackedFace]]:
+    """Tracked faces of each frame."""
+    tracker = PoseTracker()
+    return [tracker.update(detector.detect(frame.image), frame.time) for frame in frames]
+
+
+def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> dict[str, float]:
+    """What is left of poses and boxes when a straight line is taken out of each still stretch: RMS, raw and smoothed.
+
+    A face is still in a stretch if the line of its raw pose is no steeper than :data:`STILL_SPEED` and
+    :data:`STILL_SHIFT`. Slow true motion that is no straight line counts as jitter of both.
+
+    Returns:
+        ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box), ``seconds`` of still faces.
+    """
+    length = max(round(STRETCH / float(np.median(np.diff(times)))), 4)
+    rest: dict[str, list[np.ndarray]] = {"raw_deg": [], "smooth_deg": [], "raw_px": [], "smooth_px": []}
+    for start in range(0, len(times) - length + 1, length):
+        part = tracked[start : start + length]
+        now = times[start : start + length] - times[start]
+        for number in {t.id for t in part[0]}.intersection(*({t.id for t in found} for found in part)):
+            pairs = [next((t.raw, t.face) for t in found if t.id == number) for found in part]
+            raw, smooth = zip(*pairs, strict=True)
+            turns = [
+                straighten(turned_from_mean(np.array([f.rotation for f in faces])), now) for faces in (raw, smooth)
+            ]
+            sides = [straighten(np.array([f.box for f in faces]), now) for faces in (raw, smooth)]
+            width = float(np.mean([f.box[2] - f.box[0] for f in raw]))
+            if np.linalg.norm(turns[0][0]) <= STILL_SPEED and np.abs(sides[0][0]).max() <= STILL_SHIFT * width:
+                for which, name in enumerate(("raw", "smooth")):
+                    rest[f"{name}_deg"].append((turns[which][1] ** 2).sum(1))
+                    rest[f"{name}_px"].append((sides[which][1] ** 2).ravel())
+    figures = {k: float(np.sqrt(np.concatenate(v).mean())) if v else float("nan") for k, v in rest.items()}
+    return {**figures, "seconds": len(rest["raw_deg"]) * length * float(np.median(np.diff(times)))}
+
+
+def turned_from_mean(rotations: np.ndarray) -> np.ndarray:
+    """(N, 3) rotation vectors in degrees from the mean of (N, 3, 3) rotations."""
+    turned: np.ndarray = np.degrees(geometry.matrix_to_rotvec(mean_rotation(rotations).T @ rotations))
+    return turned
+
+
+def straighten(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (C,) per second of the lines of least squares through the columns of (N, C), and what they leave."""
+    line = np.stack([times, np.ones_like(times)], axis=1)
+    solved = np.linalg.lstsq(line, values, rcond=None)[0]
+    return solved[0], values - line @ solved
+
+
+def clip_switches(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray, patience: float = 0.4) -> int:
+    """Identity switches, as far as they show without labels.
+
+    A new id where another one that is gone was seen within the tracker's patience (seconds), or an id that leaves its
+    own last box for that of another id.
+    """
+    last: dict[int, tuple[float, np.ndarray]] = {}
+    count = 0
+    for found, now in zip(tracked, times.tolist(), strict=True):
+        present = {t.id for t in found}
+        for face in found:
+            others = {i: box for i, (seen, box) in last.items() if i != face.id and now - seen <= patience}
+            near = {i for i, box in others.items() if pairwise_iou(box[None], face.raw.box[None]) >= SURE_SIMILARITY}
+            if face.id not in last:
+                count += bool(near - present)
+            elif near and pairwise_iou(last[face.id][1][None], face.raw.box[None]) < SURE_SIMILARITY:
+                count += 1
+        last |= {t.id: (now, t.raw.box) for t in found}
+    return count
+
+
 # --- time ----------------------------------------------------------------------------------------
 
 
-def time_tracker(detector: PoseDetector, faces: int = 10, rounds: int = 60) -> dict[str, float]:
-    """Milliseconds of ``PoseTracker.update`` with so many faces, by turns with detection, which empties the caches."""
-    image = scene(faces)
-    rng = np.random.default_rng(0)
-    tracker = PoseTracker()
-    spent: list[float] = []
-    for k in range(rounds):
+def time_tracker(detector: PoseDetector, faces: int = 10, rounds: int = 60, calls: int = 5) -> dict[str, float]:
+    """Milliseconds of ``PoseTracker.update`` with so many faces.
+
+    By turns with detection, ``calls`` at a time: the first of them finds the caches full of the network.
+
+    Returns:
+        ``first_ms``, ``median_ms`` of the rest, and how many ``faces`` there were.
+    """
+    image = still_scene(faces)
+    rng, tracker = np.random.default_rng(0), PoseTracker()
+    spent = np.empty((rounds, calls))
+    for i in range(rounds):
         noisy = np.clip(image + rng.integers(-3, 4, image.shape), 0, 255).astype(np.uint8)
         found = detector.detect(noisy)
-        spent.append(timed(lambda k=k, found=found: tracker.update(found, k / RATE)))  # type: ignore[misc]
-    return {"faces": len(found), "median_ms": float(np.median(spent)), "p95_ms": float(np.percentile(spent, 95))}
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Milliseconds of a call."""
-    began = time.perf_counter()
-    call()
-    return (time.perf_counter() - began) * 1e3
+        for j in range(calls):
+            began = time.perf_counter()
+            tracker.update(found, (i * calls + j) / RATE)
+            spent[i, j] = (time.perf_counter() - began) * 1e3
+    return {"faces": len(found), "first_ms": float(np.median(spent[:, 0])), "median_ms": float(np.median(spent[:, 1:]))}

@@ -28,7 +28,9 @@ ENOUGH = 96.0
 
 
 CELL = 32
-"""Pixels of the network's coarsest cells: crops begin at a multiple, so that faces lie in them as in the whole frame."""
+"""Pixels of the network's coarsest cells: crops begin at a multiple: faces lie in them as in the whole frame."""
+STEP = 16
+"""Pixels of the frame by which other crops move and grow, so that they rest when a face does."""
 PREDICTION = {"sure_score": 0.0, "min_cutoff": 30.0, "speed_cutoff": 3.0}
 """Of the tracker: all faces count, and where they will be matters more than that they be steady."""
 
@@ -40,7 +42,7 @@ class Window:
     Attributes:
         x, y, width, height: pixels of the frame; it may reach beyond the frame on the right and below.
         longest: longest side of the network's input, which has the window's shape.
-        shrunk: whether the network sees it smaller than in the whole frame.
+        same: whether the network sees faces as in the whole frame: as large, and in the same cells of its maps.
     """
 
     x: int
@@ -48,7 +50,7 @@ class Window:
     width: int
     height: int
     longest: int
-    shrunk: bool
+    same: bool
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """(height, width, 3), padded where the frame ends."""
@@ -67,8 +69,8 @@ class Window:
 
 
 def choose_window(boxes: np.ndarray, frame: tuple[int, ...], whole: float, area: float) -> Window | None:
-    """The smallest part of the frame in which the network sees faces as in the whole frame, in the same cells of its
-    maps; if none saves work, one in which it sees them smaller but large enough; else ``None``.
+    """The smallest part of the frame in which the network sees faces as in the whole frame; if none saves work, one in
+    which it sees them smaller but large enough; else ``None``.
 
     Args:
         boxes: (N, 4) of faces, pixels of the frame, N >= 1.
@@ -84,17 +86,19 @@ def choose_window(boxes: np.ndarray, frame: tuple[int, ...], whole: float, area:
     for height, width in sizes:
         size = np.array([width, height]) / whole
         if (np.floor(low / (CELL / whole)) * (CELL / whole) + size >= high).all():
-            return _window(low, high, size, end, CELL / whole, width, False)
+            return _window(low, high, size, end, CELL / whole, width, True)
     least = min(whole, ENOUGH / float(sides.min()))
+    low, high = np.floor(low / STEP) * STEP, np.ceil(high / STEP) * STEP
     for height, width in sizes:
-        scale = (np.array([width, height]) / (high - low)).min()
-        if scale >= least:
-            return _window(low, high, np.array([width, height]) / scale, end, 1.0, width, scale < whole)
+        fits = max(width / whole, ((high - low) * (1, width / height)).max())
+        across = np.ceil(fits / STEP) * STEP
+        if width / across >= least:
+            return _window(low, high, np.array([across, across * height / width]), end, STEP, width, False)
     return None
 
 
 def _window(
-    low: np.ndarray, high: np.ndarray, size: np.ndarray, end: np.ndarray, step: float, longest: int, shrunk: bool
+    low: np.ndarray, high: np.ndarray, size: np.ndarray, end: np.ndarray, step: float, longest: int, same: bool
 ) -> Window:
     """A window of this size around ``low`` to ``high``, these in its middle if the frame's ``end`` allows, its corner a
     multiple of ``step``; x and y each, pixels of the frame."""
@@ -104,7 +108,7 @@ def _window(
     x, y = np.rint(corner).astype(int).tolist()
     across = round(size[0])
     # No more than is needed for the input to have the window's shape to the pixel.
-    return Window(x, y, across, int(across * size[1] / size[0] + 1e-9), longest, shrunk)
+    return Window(x, y, across, int(across * size[1] / size[0] + 1e-9), longest, same)
 
 
 class FastDetector:
@@ -116,8 +120,11 @@ class FastDetector:
 
     The crop holds the faces of the last frame where they should be at constant velocity. It is part of the same
     camera's picture, so that poses are those in the whole frame's camera. Where the network sees faces smaller in it
-    than in the whole frame, which moves their poses by a few degrees, whole frames tell only which faces there are, and
-    a crop beside them their poses, so that these do not jump.
+    than in the whole frame, which changes their poses by a few degrees, whole frames only tell which faces there are,
+    and a crop beside them their poses, so that these do not jump.
+
+    Attributes:
+        whole: whether the last frame was looked at whole.
     """
 
     def __init__(self, detector: PoseDetector, every: int) -> None:
@@ -143,6 +150,7 @@ class FastDetector:
         self._seen: set[int] = set()
         self._since = 0
         self._shape: tuple[int, ...] = ()
+        self.whole = False
 
     def detect(
         self, image: Any, time: float, *, input_size: int | None = None, intrinsics: Any = None, **options: Any
@@ -167,7 +175,8 @@ class FastDetector:
         known = self._expected(time) if self._seen else np.empty((0, 4))
         window = self._window(known, input_size) if len(known) == len(self._seen) > 0 else None
         due = self._since >= self.every
-        near = self._look(pixels, window, known, camera, **options) if window and (window.shrunk or not due) else None
+        near = self._look(pixels, window, known, camera, **options) if window and not (window.same and due) else None
+        self.whole = near is None or due
         if near is None or due:
             faces = self.detector.detect(pixels, input_size=input_size, intrinsics=camera, **options)
             if near:
