@@ -175,14 +175,15 @@ def follow_clip(detector: PoseDetector, frames: Sequence[Frame]) -> list[list[Tr
     return [tracker.update(detector.detect(frame.image), frame.time) for frame in frames]
 
 
-def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> dict[str, float]:
+def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> dict[str, float | None]:
     """What is left of poses and boxes when a straight line is taken out of each still stretch: RMS, raw and smoothed.
 
     A face is still in a stretch if the line of its raw pose is no steeper than :data:`STILL_SPEED` and
     :data:`STILL_SHIFT`. Slow true motion that is no straight line counts as jitter of both.
 
     Returns:
-        ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box), ``seconds`` of still faces.
+        ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box), ``None`` if no face is ever
+        still; ``seconds`` of still faces.
     """
     length = max(round(STRETCH / float(np.median(np.diff(times)))), 4)
     rest: dict[str, list[np.ndarray]] = {"raw_deg": [], "smooth_deg": [], "raw_px": [], "smooth_px": []}
@@ -201,7 +202,7 @@ def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> 
                 for which, name in enumerate(("raw", "smooth")):
                     rest[f"{name}_deg"].append((turns[which][1] ** 2).sum(1))
                     rest[f"{name}_px"].append((sides[which][1] ** 2).ravel())
-    figures = {k: float(np.sqrt(np.concatenate(v).mean())) if v else float("nan") for k, v in rest.items()}
+    figures = {k: float(np.sqrt(np.concatenate(v).mean())) if v else None for k, v in rest.items()}
     return {**figures, "seconds": len(rest["raw_deg"]) * length * float(np.median(np.diff(times)))}
 
 

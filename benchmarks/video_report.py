@@ -61,7 +61,7 @@ TITLES = {
     "zoom": "zoom to 1.5",
 }
 PLACES = {"clips": "six clips", "rendered": "pan and sway"}
-TIMES = ("median_ms", "p95_ms", "mean_ms")
+TIMES = ("median_ms", "p95_ms", "cpu_ms")
 LINES = (("true", "truth", "k--"), ("raw", "raw", ".-"), ("smooth", "smoothed", "-"))
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 """What a page has around the tables that are replaced in it."""
@@ -266,14 +266,17 @@ def tables(document: dict[str, Any]) -> str:
     watched[0] += ["raw px", "smoothed px"]
     for clip in clips:
         row = [clip["clip"], f"{clip['rate']:g}", *(str(clip[k]) for k in ("lasting", "ids", "switches"))]
-        figures = (f"{clip[k]:.2f}" for k in ("raw_deg", "smooth_deg", "raw_px", "smooth_px"))
+        shown = [clip[k] for k in ("raw_deg", "smooth_deg", "raw_px", "smooth_px")]
+        figures = ("–" if value is None else f"{value:.2f}" for value in shown)
         watched.append([*row, f"{clip['seconds']:.1f}", *figures])
     spent = document["tracker"]
     tracker = (
         f"`PoseTracker.update` with {spent['faces']:.0f} faces: {spent['median_ms']:.2f} ms (median), "
         f"{spent['first_ms']:.2f} ms right after a detection, which leaves the caches full of the network."
     )
-    fast = [["fast path", "engine", "whole frame one time in", "ms: median", "p95", "mean", "faces missed", "extra"]]
+    fast = [
+        ["fast path", "engine", "whole frame one time in", "ms: median", "p95", "CPU ms, mean", "faces missed", "extra"]
+    ]
     fast[0] += ["rotation differs, degrees: median", "p95", "frames looked at whole"]
     for where, by_engine in document["fast"].items():
         for engine, found in by_engine.items():

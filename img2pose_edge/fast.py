@@ -25,10 +25,8 @@ MARGIN = 0.4
 """Room around each face, in its sizes (square roots of areas): what the network needs to see, and may move."""
 ENOUGH = 96.0
 """Size of a face, in pixels of the network, from which more pixels do not make its pose better."""
-
-
 CELL = 32
-"""Pixels of the network's coarsest cells: crops begin at a multiple: faces lie in them as in the whole frame."""
+"""Pixels of the network's coarsest cells. Crops begin at a multiple, so that faces lie in them as in the frame."""
 STEP = 16
 """Pixels of the frame by which other crops move and grow, so that they rest when a face does."""
 PREDICTION = {"sure_score": 0.0, "min_cutoff": 30.0, "speed_cutoff": 3.0}
@@ -182,6 +180,7 @@ class FastDetector:
             if near:
                 for i, j in match(np.array([face.box for face in faces]).reshape(-1, 4), near):
                     faces[i] = near[j]
+                faces.sort(key=lambda face: -face.score)
             self._since = 0
         else:
             faces = near

@@ -59,7 +59,6 @@ class Track:
     """
 
     id: int
-    born: float
     raw: Face
     box: np.ndarray
 
@@ -69,9 +68,10 @@ class PoseTracker:
 
     **Identity** follows ByteTrack's two thresholds (Zhang et al., ECCV 2022): sure faces continue the tracks they
     resemble most, then unsure ones may continue tracks seen in the last frame, and only sure faces begin new tracks.
-    A track is predicted at constant 6DoF velocity; the similarity of a face to it is the overlap (IoU) of the boxes
-    times ``cos²`` of half the angle between the rotations. The most similar pair is matched first, then the next of
-    those left (greedy, not the best sum of all).
+    The similarity of a face to a track is the overlap (IoU) of its box and the track's last one, moved on and resized
+    at constant velocity, times ``cos²`` of half the angle between the rotations. The most similar pair is matched first,
+    then the next of those left (greedy, not the best sum of all); then sure faces and tracks of the last frame that are
+    still alone, by boxes of twice the size.
 
     **Smoothing** is a One Euro filter on SE(3): see :mod:`img2pose_edge.smoothing`.
 
@@ -84,9 +84,9 @@ class PoseTracker:
         self,
         sure_score: float = 0.5,
         patience: float = 0.4,
-        min_cutoff: float = 0.2,
-        speed_slope: float = 2.5,
-        speed_cutoff: float = 1.0,
+        min_cutoff: float = 0.1,
+        speed_slope: float = 3.5,
+        speed_cutoff: float = 0.7,
     ) -> None:
         """
         Args:
@@ -171,7 +171,7 @@ class PoseTracker:
         begun = np.flatnonzero(sure).tolist()
         if begun:
             self._filter.add(states[begun], time)
-            self._tracks += [Track(self._next_id + i, time, faces[k], boxes[k]) for i, k in enumerate(begun)]
+            self._tracks += [Track(self._next_id + i, faces[k], boxes[k]) for i, k in enumerate(begun)]
             self._next_id += len(begun)
 
     def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
@@ -204,7 +204,7 @@ class PoseTracker:
         return [row for row, _ in pairs], [column for _, column in pairs]
 
     def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
-        unseen = time - self._filter.seen
+        unseen, age = time - self._filter.seen, time - self._filter.born
         rows = np.flatnonzero(np.full(len(unseen), True) if predicted else unseen == 0)
         if not len(rows):
             return []
@@ -222,7 +222,7 @@ class PoseTracker:
             track = self._tracks[row]
             if fits:
                 face = Face(track.raw.score, box, pose, turn, local_turn, angles, self._camera)
-                tracked.append(TrackedFace(track.id, face, track.raw, time - track.born, float(unseen[row])))
+                tracked.append(TrackedFace(track.id, face, track.raw, float(age[row]), float(unseen[row])))
         return tracked
 
 
