@@ -60,6 +60,8 @@ TITLES = {
     "sway": "pan, tilt and roll, slow",
     "zoom": "zoom to 1.5",
 }
+BUSY = 0.5
+"""Load from which times are doubtful."""
 PLACES = {"clips": "six clips", "rendered": "pan and sway"}
 TIMES = ("median_ms", "p95_ms", "cpu_ms")
 LINES = (("true", "truth", "k--"), ("raw", "raw", ".-"), ("smooth", "smoothed", "-"))
@@ -293,6 +295,8 @@ def tables(document: dict[str, Any]) -> str:
         f"{document['date'][:10]}, {where['processor']}, one thread, load {where['load_before']} before; {names}; "
         f"{len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces."
     )
+    if where["load_before"] > BUSY:
+        measured += " The machine was busy with other work: times but the CPU's are too long."
     return "\n\n".join([measured, markdown(rest), markdown(moving), markdown(watched), tracker, markdown(fast)])
 
 
