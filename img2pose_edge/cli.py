@@ -154,6 +154,7 @@ def video(options: argparse.Namespace) -> int:
             tracker=PoseTracker() if options.smooth else None,
             calibration=calibration,
             every=options.every,
+            fast=options.fast,
             send=send,
             sound=Path(options.source) if Path(options.source).is_file() else None,
         )
@@ -422,6 +423,16 @@ def bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def steadiness(options: argparse.Namespace) -> int:
+    from img2pose_edge.benchmarks.video_report import run_video_bench, tables, write_video_report
+
+    document = run_video_bench(options.data, options.pictures, options.model, options.threads)
+    written = write_video_report(document, options.report)
+    print(tables(document))
+    print(*(f"wrote {path}" for path in written), sep="\n")
+    return 0
+
+
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="photographs: files, folders, globs")
     parser.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
@@ -466,6 +477,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
+    p.add_argument(
+        "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
+    )
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     p.add_argument(
         "--opentrack",
@@ -630,6 +644,18 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--faces", nargs="+", type=int, default=[0, 1, 10, 50], metavar="N", help="in the timed images")
     p.add_argument("--rounds", type=int, default=15, help="turns of every contender")
     p.set_defaults(do=bench)
+
+    p = commands.add_parser(
+        "steadiness", help="jitter, lag and identities of tracked faces; what --fast saves and misses"
+    )
+    p.add_argument("--data", type=Path, required=True, help="folder of the evaluation sets: wider/ and video/")
+    p.add_argument(
+        "--report", type=Path, default=Path("video.md"), metavar="PAGE.md", help=".json and .png are written beside it"
+    )
+    p.add_argument("--pictures", type=int, default=6, metavar="N", help="photographs that the camera moves over")
+    p.add_argument("--model", help="bundled model's name, or path (default: by machine and engine)")
+    p.add_argument("--threads", type=int, default=1, help="threads of the engine")
+    p.set_defaults(do=steadiness)
 
     p = commands.add_parser("evaluate", help="accuracy on WIDER FACE, AFLW2000-3D, BIWI and Pointing'04")
     p.add_argument("--data", type=Path, help="folder with this project's subsets: wider/, aflw2000/ and pointing04/")

@@ -14,6 +14,7 @@ from img2pose_edge import geometry
 from img2pose_edge.decode import candidates, proposal_candidates
 from img2pose_edge.engines import Engine, choose_engine, load_engine
 from img2pose_edge.face import Face, Faces
+from img2pose_edge.fast import FastDetector
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression
 from img2pose_edge.pose_references import project_face_box
@@ -139,21 +140,30 @@ class PoseDetector:
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
         return make_faces(*found, scale, camera, overlap, boxes)
 
-    def stream(self, source: str | Path | int | Source, **options: Any) -> Iterator[tuple[Frame, list[Face]]]:
+    def stream(
+        self, source: str | Path | int | Source, *, fast: int = 0, **options: Any
+    ) -> Iterator[tuple[Frame, list[Face]]]:
         """Frames of a video, camera, stream or folder of images, each with its faces, in order.
 
         Frames are read by a thread: every one of a file, of a live source the newest when the last one is done.
 
         Args:
             source: see :class:`img2pose_edge.video.Source`, which may be passed, too.
+            fast: look at a crop around the known faces, and at the whole frame only every so many frames, or when a
+                face is lost (:class:`img2pose_edge.fast.FastDetector`); 0: at every whole frame.
             options: of :meth:`detect`.
 
         Raises:
-            FileNotFoundError, ValueError: if it cannot be opened, holds no frames, breaks off or changes its size.
+            FileNotFoundError, ValueError: if it cannot be opened, holds no frames, breaks off or changes its size; if
+                ``fast`` is wrong.
         """
+        crops = FastDetector(self, fast) if fast else None
         with source if isinstance(source, Source) else Source(source) as frames:
             for frame in frames:
-                yield frame, self.detect(frame.image, **options)
+                if crops:
+                    yield frame, crops.detect(frame.image, frame.time, **options)
+                else:
+                    yield frame, self.detect(frame.image, **options)
 
     def network_input(self, image: np.ndarray, input_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What the network sees of an (H, W, 3) uint8 BGR image.

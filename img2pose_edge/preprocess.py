@@ -86,6 +86,14 @@ def _from_array(image: np.ndarray, name: str = "image") -> np.ndarray:
     return image
 
 
+def letterbox_factor(
+    height: int, width: int, longest: int, shortest: int = 0, fixed: tuple[int, int] | None = None
+) -> float:
+    """Pixels per pixel of an image of this size that :func:`letterbox` resizes it by, but for rounding."""
+    factor = min(max(1.0, shortest / min(height, width)), longest / max(height, width))
+    return min(factor, fixed[0] / height, fixed[1] / width) if fixed else factor
+
+
 def letterbox(
     image: np.ndarray, longest: int, multiple: int, shortest: int = 0, fixed: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -103,9 +111,7 @@ def letterbox(
         (H', W', 3) uint8 C-contiguous, and (2,) network pixels per image pixel along x and y.
     """
     height, width = image.shape[:2]
-    factor = min(max(1.0, shortest / min(height, width)), longest / max(height, width))
-    if fixed:
-        factor = min(factor, fixed[0] / height, fixed[1] / width)
+    factor = letterbox_factor(height, width, longest, shortest, fixed)
     new_width, new_height = max(1, round(width * factor)), max(1, round(height * factor))
     if factor != 1:
         method = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR

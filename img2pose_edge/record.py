@@ -15,6 +15,7 @@ from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
+from img2pose_edge.fast import FastDetector
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
@@ -45,6 +46,7 @@ def record(
     tracker: PoseTracker | None = None,
     calibration: Calibration | None = None,
     every: int = 1,
+    fast: int = 0,
     send: Sequence[Send] = (),
     sound: Path | None = None,
 ) -> Recorded:
@@ -61,6 +63,7 @@ def record(
         tracker: gives faces ids and steadies them.
         calibration: of the camera; poses are then those in it, without distortion.
         every: frames to look at: each of so many. Those between keep the faces of the last one and have no rows.
+        fast: look at crops around known faces, as :meth:`PoseDetector.stream`; counts frames that are looked at.
         send: called with the faces of each frame that was looked at, the best or longest known first.
         sound: file whose sound the video gets.
 
@@ -74,12 +77,13 @@ def record(
     with source, ExitStack() as opened:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
+        crops = FastDetector(detector, fast) if fast else None
         check_paths(paths, source)
         try:
             for frame in track(source, source.name, total=source.frames):
                 new = frame.index % every == 0 or source.live
                 if new:
-                    looked = _look(frame, detector, tracker, calibration)
+                    looked = _look(frame, detector, crops, tracker, calibration)
                     found += len(looked.faces)
                 if outputs is None:
                     size = frame.image.shape[0], frame.image.shape[1]
@@ -145,9 +149,19 @@ class _Outputs:
         self._files.close()
 
 
-def _look(frame: Frame, detector: PoseDetector, tracker: PoseTracker | None, calibration: Calibration | None) -> Looked:
+def _look(
+    frame: Frame,
+    detector: PoseDetector,
+    crops: FastDetector | None,
+    tracker: PoseTracker | None,
+    calibration: Calibration | None,
+) -> Looked:
     camera = calibration and calibration.for_size(frame.image.shape[1], frame.image.shape[0])
-    found = detector.detect(frame.image, intrinsics=camera and camera.intrinsics)
+    intrinsics = camera and camera.intrinsics
+    if crops:
+        found = crops.detect(frame.image, frame.time, intrinsics=intrinsics)
+    else:
+        found = detector.detect(frame.image, intrinsics=intrinsics)
     return look(found, frame.time, tracker, camera)
 
 

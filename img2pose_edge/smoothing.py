@@ -108,9 +108,10 @@ class PoseFilter:
     A low-pass filter whose cutoff grows with speed: steady at rest, prompt in motion. Rotation, sideways motion and
     depth each have their speed, the length of their part of the step per second; the cutoff is ``min_cutoff +
     speed_slope * speed``, so that a steadily moving face is followed at a distance below ``1 / (2 pi speed_slope)``.
+    At first it takes the mean of what it has seen, if that is prompter.
 
     Attributes:
-        seen: (M,) seconds, when each was last measured.
+        born, seen: (M,) seconds, when each was first and last measured.
         measured: (M, 7) last measured states.
         smooth: (M, 7) filtered states, at time ``seen``.
         speed: (M, 6) filtered steps per second.
@@ -124,12 +125,25 @@ class PoseFilter:
             speed_cutoff: hertz, of the speeds themselves.
         """
         self.min_cutoff, self.speed_slope, self.speed_cutoff = min_cutoff, speed_slope, speed_cutoff
-        self.seen = np.empty(0)
+        self.born, self.seen = np.empty(0), np.empty(0)
         self.measured, self.smooth, self.speed = np.empty((0, 7)), np.empty((0, 7)), np.empty((0, 6))
 
     def at(self, time: float) -> np.ndarray:
         """(M, 7) states at ``time`` (seconds): the filtered ones, moved on at constant speed."""
         return take_step(self.smooth, self.speed * (time - self.seen)[:, None])
+
+    def expected_boxes(self, boxes: np.ndarray, time: float) -> np.ndarray:
+        """Where boxes should be at ``time`` (seconds): moved on from the last measurement, which does not lag.
+
+        Args:
+            boxes: (M, 4) x1, y1, x2, y2 when last measured, at depth 1.
+
+        Returns:
+            (M, 4), in size and place; what turning does to them is left out.
+        """
+        moved = self.speed[:, 3:] * (time - self.seen)[:, None]
+        place = self.measured[:, [4, 5, 4, 5]]
+        return (boxes - place) * np.exp(-moved[:, 2:]) + (place + moved[:, [0, 1, 0, 1]])
 
     def update(self, rows: np.ndarray, states: np.ndarray, time: float) -> None:
         """Measurements of (N,) rows: (N, 7) states at ``time``, later than the last (seconds)."""
@@ -144,18 +158,23 @@ class PoseFilter:
         length = np.sqrt((speed * speed) @ GROUPS)
         length[:, 1] *= np.exp(states[:, 6])  # sideways, x/z and y/z to face units
         cutoff = self.min_cutoff + self.speed_slope * length
-        self.smooth[rows] = take_step(both[len(states) :], behind * (smoothing_factor(cutoff, interval) @ GROUPS.T))
+        # The first value, which may be far off, weighs no more than those that follow.
+        share = np.maximum(
+            smoothing_factor(cutoff, interval), interval / (interval + (time - self.born[rows])[:, None])
+        )
+        self.smooth[rows] = take_step(both[len(states) :], behind * (share @ GROUPS.T))
         self.measured[rows], self.speed[rows], self.seen[rows] = states, speed, time
 
     def add(self, states: np.ndarray, time: float) -> None:
         """Append (N, 7) states first measured at ``time`` (seconds), at rest."""
-        self.seen = np.concatenate([self.seen, np.full(len(states), time)])
+        now = np.full(len(states), time)
+        self.born, self.seen = np.concatenate([self.born, now]), np.concatenate([self.seen, now])
         self.measured = np.concatenate([self.measured, states])
         self.smooth = np.concatenate([self.smooth, states])
         self.speed = np.concatenate([self.speed, np.zeros((len(states), 6))])
 
     def keep(self, rows: np.ndarray) -> None:
         """Drop all rows but these: (M,) bool."""
-        self.seen, self.measured, self.smooth, self.speed = (
-            array[rows] for array in (self.seen, self.measured, self.smooth, self.speed)
+        self.born, self.seen, self.measured, self.smooth, self.speed = (
+            array[rows] for array in (self.born, self.seen, self.measured, self.smooth, self.speed)
         )

@@ -23,6 +23,8 @@ from img2pose_edge.smoothing import (
 
 SURE_SIMILARITY, UNSURE_SIMILARITY = 0.2, 0.5
 """Least similarity of a face to a track that it continues (the overlaps that ByteTrack's code asks for)."""
+GROWN = np.array([[1.5, 0, -0.5, 0], [0, 1.5, 0, -0.5], [-0.5, 0, 1.5, 0], [0, -0.5, 0, 1.5]])
+"""Doubles a box about its middle."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +53,14 @@ class TrackedFace:
 
 @dataclass
 class Track:
-    """What a tracker remembers of a face beside its row in the filter: see :class:`TrackedFace`."""
+    """What a tracker remembers of a face beside its row in the filter: see :class:`TrackedFace`.
+
+    ``box`` is ``raw``'s, (4,) at depth 1 of the camera frame.
+    """
 
     id: int
-    born: float
     raw: Face
+    box: np.ndarray
 
 
 class PoseTracker:
@@ -63,9 +68,10 @@ class PoseTracker:
 
     **Identity** follows ByteTrack's two thresholds (Zhang et al., ECCV 2022): sure faces continue the tracks they
     resemble most, then unsure ones may continue tracks seen in the last frame, and only sure faces begin new tracks.
-    A track is predicted at constant 6DoF velocity; the similarity of a face to it is the overlap (IoU) of the boxes
-    times ``cos²`` of half the angle between the rotations. The most similar pair is matched first, then the next of
-    those left (greedy, not the best sum of all).
+    The similarity of a face to a track is the overlap (IoU) of its box and the track's last one, moved on and resized
+    at constant velocity, times ``cos²`` of half the angle between the rotations. The most similar pair is matched
+    first, then the next of those left (greedy, not the best sum of all); at last sure faces and tracks of the last
+    frame that are still alone, by boxes of twice the size.
 
     **Smoothing** is a One Euro filter on SE(3): see :mod:`img2pose_edge.smoothing`.
 
@@ -78,9 +84,9 @@ class PoseTracker:
         self,
         sure_score: float = 0.5,
         patience: float = 0.4,
-        min_cutoff: float = 0.2,
-        speed_slope: float = 2.0,
-        speed_cutoff: float = 1.0,
+        min_cutoff: float = 0.1,
+        speed_slope: float = 3.5,
+        speed_cutoff: float = 0.7,
     ) -> None:
         """
         Args:
@@ -146,46 +152,59 @@ class PoseTracker:
         self._time = time
         return self._result(time, predicted)
 
+    def predict(self, time: float) -> list[TrackedFace]:
+        """Where the faces not yet forgotten should be at ``time`` (seconds, not before the last frame), at constant
+        velocity; takes no frame. Those around the camera are left out."""
+        if not self._time <= time < math.inf:
+            raise ValueError(f"time must be finite and not before the last frame's, {self._time} s, got {time!r}")
+        return [face for face in self._result(time, True) if face.unseen <= self.patience]
+
     def _continue_and_begin(self, faces: Sequence[Face], states: np.ndarray, time: float) -> None:
         sure = np.array([face.score >= self.sure_score for face in faces])
-        rows, columns = self._match(np.array([face.box for face in faces]), states, sure, time)
+        boxes = self._camera_boxes(faces)
+        rows, columns = self._match(boxes, states, sure, time)
         for row, column in zip(rows, columns, strict=True):
-            self._tracks[row].raw = faces[column]
+            self._tracks[row].raw, self._tracks[row].box = faces[column], boxes[column]
         if rows:
             self._filter.update(np.array(rows), states[columns], time)
         sure[columns] = False
         begun = np.flatnonzero(sure).tolist()
         if begun:
             self._filter.add(states[begun], time)
-            self._tracks += [Track(self._next_id + i, time, faces[k]) for i, k in enumerate(begun)]
+            self._tracks += [Track(self._next_id + i, faces[k], boxes[k]) for i, k in enumerate(begun)]
             self._next_id += len(begun)
+
+    def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
+        """(N, 4) boxes at depth 1 of the camera frame, where pictures of any size and zoom agree."""
+        camera = self._camera
+        middle, focal = camera[[0, 1, 0, 1], 2], camera[[0, 1, 0, 1], [0, 1, 0, 1]]
+        return (np.array([face.box for face in faces]) - middle) / focal
 
     def _match(
         self, boxes: np.ndarray, states: np.ndarray, sure: np.ndarray, time: float
     ) -> tuple[list[int], list[int]]:
         """Which tracks (rows) continue in which faces (columns)."""
-        rows: list[int] = []
-        columns: list[int] = []
         if not self._tracks:
-            return rows, columns
-        expected = self._filter.at(time)
-        quaternion = expected[:, :4]
-        translation = state_translation(expected)
-        with np.errstate(invalid="ignore"):  # a face predicted around the camera has no box and matches nothing
-            expected_boxes = project_face_box(matrix_from_quaternion(quaternion), translation, self._camera)
-            similarity = pairwise_iou(expected_boxes, boxes) * (quaternion @ states[:, :4].T) ** 2
-        least = np.where(sure, SURE_SIMILARITY, UNSURE_SIMILARITY)
-        may = (similarity >= least) & (sure | (self._filter.seen == self._time)[:, None])
-        pairs = np.nonzero(may)
-        order = np.lexsort((-similarity[pairs], ~sure[pairs[1]]))
-        for row, column in zip(pairs[0][order].tolist(), pairs[1][order].tolist(), strict=True):
-            if row not in rows and column not in columns:
-                rows.append(row)
-                columns.append(column)
-        return rows, columns
+            return [], []
+        with np.errstate(over="ignore", invalid="ignore"):  # a face predicted beside the camera matches nothing
+            expected = self._filter.expected_boxes(np.array([track.box for track in self._tracks]), time)
+            alike = (self._filter.measured[:, :4] @ states[:, :4].T) ** 2
+            similarity = pairwise_iou(expected, boxes) * alike
+            recent = (self._filter.seen == self._time)[:, None]
+            least = np.where(sure, SURE_SIMILARITY, UNSURE_SIMILARITY)
+            pairs = match_greedily(similarity, (similarity >= least) & (sure | recent), ~sure)
+            if len(pairs) < min(len(self._tracks), len(boxes)):
+                # A camera that is swung round moves faces by more than their size, before their speed is known.
+                left = sure & recent
+                for row, column in pairs:
+                    left[row] = left[:, column] = False
+                if left.any():
+                    similarity = pairwise_iou(expected @ GROWN, boxes @ GROWN) * alike
+                    pairs += match_greedily(similarity, left & (similarity >= SURE_SIMILARITY), ~sure)
+        return [row for row, _ in pairs], [column for _, column in pairs]
 
     def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
-        unseen = time - self._filter.seen
+        unseen, age = time - self._filter.seen, time - self._filter.born
         rows = np.flatnonzero(np.full(len(unseen), True) if predicted else unseen == 0)
         if not len(rows):
             return []
@@ -203,8 +222,20 @@ class PoseTracker:
             track = self._tracks[row]
             if fits:
                 face = Face(track.raw.score, box, pose, turn, local_turn, angles, self._camera)
-                tracked.append(TrackedFace(track.id, face, track.raw, time - track.born, float(unseen[row])))
+                tracked.append(TrackedFace(track.id, face, track.raw, float(age[row]), float(unseen[row])))
         return tracked
+
+
+def match_greedily(similarity: np.ndarray, may: np.ndarray, late: np.ndarray) -> list[tuple[int, int]]:
+    """Rows and columns of (N, M) similarities that go together, where they ``may``: the most similar pair first, then
+    the next of those left; (M,) ``late`` columns after the others."""
+    pairs = np.nonzero(may)
+    order = np.lexsort((-similarity[pairs], late[pairs[1]]))
+    matched: dict[int, int] = {}
+    for row, column in zip(pairs[0][order].tolist(), pairs[1][order].tolist(), strict=True):
+        if row not in matched and column not in matched.values():
+            matched[row] = column
+    return list(matched.items())
 
 
 def check_faces(faces: Sequence[Face]) -> np.ndarray:

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -248,6 +249,9 @@ class VideoWriter:
         self._video.codec_context.time_base = self._video.time_base = TICK
         self._sound = self._open_sound(sound)
         self._last = -1
+        # Ctrl-C interrupts the main thread alone: one that came between encoding and writing would lose frames, and
+        # with a key frame all those after it.
+        self._worker = ThreadPoolExecutor(1, "writing")
 
     def _open_sound(self, path: Path | None) -> Any:
         if path is None:
@@ -277,6 +281,9 @@ class VideoWriter:
         Raises:
             OSError: if it cannot be written (the disk is full).
         """
+        self._worker.submit(self._write, image, moment).result()
+
+    def _write(self, image: np.ndarray, moment: float) -> None:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[: self._height, : self._width]), "bgr24")
         self._last = max(round(moment / TICK), self._last + 1)
         frame.pts, frame.time_base = self._last, TICK
@@ -300,8 +307,11 @@ class VideoWriter:
 
     def close(self) -> None:
         """Write what is left; the file is complete then."""
-        if self._file is None:
-            return
+        with self._worker:
+            if self._file is not None:
+                self._worker.submit(self._finish).result()
+
+    def _finish(self) -> None:
         file, self._file = self._file, None
         try:
             for packet in self._video.encode(None):
