@@ -127,11 +127,9 @@ def detect(options: argparse.Namespace) -> int:
 
 
 def video(options: argparse.Namespace) -> int:
-    from contextlib import ExitStack
-
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.record import record
-    from img2pose_edge.senders import OpenTrackSender, OscSender
+    from img2pose_edge.senders import open_senders
     from img2pose_edge.tracking import PoseTracker
     from img2pose_edge.video import Source
 
@@ -139,13 +137,7 @@ def video(options: argparse.Namespace) -> int:
         raise ValueError("nothing to write or send: name --out, --csv, --jsonl, --opentrack or --osc")
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
-    with ExitStack() as senders:
-        send: list[Any] = []
-        if options.opentrack:
-            head = senders.enter_context(OpenTrackSender(options.opentrack))
-            send.append(lambda faces, ids: head.send(faces[0]) if faces else None)
-        if options.osc:
-            send.append(senders.enter_context(OscSender(options.osc)).send)
+    with open_senders(options.opentrack, options.osc) as send:
         done = record(
             Source(options.source),
             detector,
@@ -169,10 +161,12 @@ def live(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.live.command import serve
     from img2pose_edge.live.shared import SharedDetector
+    from img2pose_edge.senders import open_senders
 
     calibration = read_calibration(options.calibration) if options.calibration else None
     detector = SharedDetector(**detector_options(options), smoothing=options.smoothing, calibration=calibration)
-    serve(options.source, detector, options.host, options.port)
+    with open_senders(options.opentrack, options.osc) as send:
+        serve(options.source, detector, options.host, options.port, send)
     return 0
 
 
@@ -453,6 +447,15 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of the engine")
 
 
+def add_sender_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--opentrack",
+        metavar="HOST:PORT",
+        help="send a pose to OpenTrack (UDP): the surest face's; of tracked faces the longest known one's",
+    )
+    parser.add_argument("--osc", metavar="HOST:PORT", help="send poses by OSC")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="img2pose-edge", description="Every face in a picture with its 6DoF pose.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -481,12 +484,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
     )
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
-    p.add_argument(
-        "--opentrack",
-        metavar="HOST:PORT",
-        help="send a pose to OpenTrack (UDP): the surest face's, with --smooth the longest known one's",
-    )
-    p.add_argument("--osc", metavar="HOST:PORT", help="send poses by OSC")
+    add_sender_options(p)
     add_detector_options(p)
     p.set_defaults(do=video)
 
@@ -501,6 +499,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--port", type=int, default=8000)
     p.add_argument("--smoothing", action="store_true", help="tell faces apart and steady their poses")
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
+    add_sender_options(p)
     add_detector_options(p)
     p.set_defaults(do=live)
 

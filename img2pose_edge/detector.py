@@ -142,7 +142,7 @@ class PoseDetector:
 
     def stream(
         self, source: str | Path | int | Source, *, fast: int = 0, **options: Any
-    ) -> Iterator[tuple[Frame, list[Face]]]:
+    ) -> Iterator[tuple[Frame, Faces]]:
         """Frames of a video, camera, stream or folder of images, each with its faces, in order.
 
         Frames are read by a thread: every one of a file, of a live source the newest when the last one is done.

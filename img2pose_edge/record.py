@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,11 @@ from img2pose_edge.fast import FastDetector
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
+from img2pose_edge.senders import Send
 from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Frame, Source, VideoWriter
 
 logger = logging.getLogger(__name__)
-
-Send = Callable[[Sequence[Face], Sequence[int] | None], None]
-"""Takes the faces of a frame, and their ids if they are tracked."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ def record(
         crops = FastDetector(detector, fast) if fast else None
         check_paths(paths, source)
         try:
-            for frame in track(source, source.name, total=source.frames):
-                new = frame.index % every == 0 or source.live
+            for number, frame in enumerate(track(source, source.name, total=source.frames)):
+                new = number % every == 0
                 if new:
                     looked = _look(frame, detector, crops, tracker, calibration)
                     found += len(looked.faces)
@@ -116,6 +114,19 @@ def check_paths(paths: Sequence[Path], source: Source) -> None:
             raise ValueError(f"{path} is the source, and would be overwritten")
 
 
+def check_writable(path: Path) -> None:
+    """Fail before any output is emptied.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
 class _Outputs:
     """The annotated video and the tables, all of them or none."""
 
@@ -125,6 +136,9 @@ class _Outputs:
         new = [path for path in (out, *rows) if path and not path.exists()]
         self._files = ExitStack()
         try:
+            for path in (out, *rows):
+                if path:
+                    check_writable(path)
             self._video = self._files.enter_context(VideoWriter(out, size, rate, sound)) if out else None
             self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
         except BaseException:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -60,7 +62,7 @@ class RowWriter:
         except OSError as error:
             raise OSError(f"cannot write {path}: {error.strerror}") from error
         if self._csv:
-            self._file.write(",".join(COLUMNS).encode() + b"\n")
+            self._append(",".join(COLUMNS) + "\n")
 
     def write(
         self,
@@ -81,6 +83,7 @@ class RowWriter:
 
         Raises:
             ValueError: if there are not as many ids as faces, or the image's name has a line break.
+            OSError: if there is no room for all rows; none of them is written then.
         """
         check_ids(faces, ids)
         if image is not None and len(image.splitlines()) > 1:
@@ -91,7 +94,17 @@ class RowWriter:
             csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
         else:
             text.writelines(json.dumps(row) + "\n" for row in rows)
-        self._file.write(text.getvalue().encode())
+        self._append(text.getvalue())
+
+    def _append(self, lines: str) -> None:
+        data = lines.encode()
+        end = self._file.tell() if self._file.seekable() else None
+        written = self._file.write(data)
+        if written < len(data):  # the disk has room for less: no half row stays
+            if end is not None:
+                self._file.seek(end)
+                self._file.truncate()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
     def close(self) -> None:
         self._file.close()

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face
+
+logger = logging.getLogger(__name__)
+
+Send = Callable[[Sequence[Face], Sequence[int] | None], None]
+"""Takes the faces of a frame, and their ids if they are tracked."""
+
+
+class Lossy(AbstractContextManager["Lossy"]):
+    """What is sent in it may be lost, as datagrams may: a network that is away is told once, and no error."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._told = address, False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
+        if not isinstance(error, OSError) or error.errno == errno.EBADF:  # the last one: it is closed
+            self._told = self._told and error is not None
+            return False
+        if not self._told:
+            logger.warning("nothing reaches %s: %s", self._address, error)
+        self._told = True
+        return True
 
 
 class OpenTrackSender:
@@ -36,10 +60,12 @@ class OpenTrackSender:
         host, port = parse_address(address)
         found = find_host(host, port)
         self._socket, self._target = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
+        self._lossy = Lossy(address)
 
     def send(self, face: Face) -> None:
-        """Send a face's pose. Nobody needs to listen."""
-        self._socket.sendto(struct.pack("<6d", *opentrack_pose(face)), self._target)
+        """Send a face's pose. Nobody needs to listen, and the network may be away."""
+        with self._lossy:
+            self._socket.sendto(struct.pack("<6d", *opentrack_pose(face)), self._target)
 
     def close(self) -> None:
         self._socket.close()
@@ -89,9 +115,10 @@ class OscSender:
             raise ImportError("OSC needs python-osc: pip install 'img2pose-edge[osc]'") from error
         find_host(host, port)
         self._client = SimpleUDPClient(host, port)
+        self._lossy = Lossy(address)
 
     def send(self, faces: Sequence[Face], ids: Sequence[int] | None = None) -> None:
-        """Send the faces of one image.
+        """Send the faces of one image. The network may be away.
 
         Args:
             faces: N of them; none sends ``/faces 0``.
@@ -104,7 +131,8 @@ class OscSender:
         from pythonosc.osc_message_builder import build_msg
 
         check_ids(faces, ids)
-        self._client.send_message("/faces", len(faces))
+        with self._lossy:
+            self._client.send_message("/faces", len(faces))
         for number, face in zip(range(len(faces)) if ids is None else ids, faces, strict=True):
             bundle = OscBundleBuilder(IMMEDIATELY)
             for name, values in {
@@ -115,7 +143,8 @@ class OscSender:
                 "position": face.translation_mm.tolist(),
             }.items():
                 bundle.add_content(build_msg(f"/face/{number}/{name}", values))
-            self._client.send(bundle.build())
+            with self._lossy:
+                self._client.send(bundle.build())
 
     def close(self) -> None:
         self._client.close()
@@ -125,6 +154,23 @@ class OscSender:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def open_senders(opentrack: str | None, osc: str | None) -> Iterator[list[Send]]:
+    """What sends a frame's faces to these addresses, ``HOST:PORT``.
+
+    Raises:
+        ValueError, OSError, ImportError: as :class:`OpenTrackSender` and :class:`OscSender`.
+    """
+    with ExitStack() as opened:
+        send: list[Send] = []
+        if opentrack:
+            head = opened.enter_context(OpenTrackSender(opentrack))
+            send.append(lambda faces, ids: head.send(faces[0]) if faces else None)
+        if osc:
+            send.append(opened.enter_context(OscSender(osc)).send)
+        yield send
 
 
 def find_host(host: str, port: int) -> Any:

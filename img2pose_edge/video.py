@@ -31,6 +31,10 @@ AHEAD = 4
 """Frames of a file that are read before they are asked for."""
 FOLDER_RATE = 25.0
 """Frames a second of a folder of images."""
+FASTEST = 240.0
+"""Frames a second that are believed."""
+LEAST_SHARE = 0.9
+"""Of a file's frames, by its own count, which some files only estimate; one that ends before is broken off."""
 LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
 WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
@@ -73,14 +77,16 @@ class Source:
             FileNotFoundError: if there is no such file.
             ValueError: if it cannot be opened, or holds no frames.
         """
-        self.name = str(source)
+        self._address = str(source)
+        self.name = without_password(self._address)
         self._stop = threading.Event()
         self._capture: cv2.VideoCapture | None = None
         self._paths: list[Path] = []
         self.frames: int | None = None
         self.live = False
-        path = Path(self.name)
-        camera = isinstance(source, int) or self.name.isdigit()
+        self._endless = False
+        path = Path(self._address)
+        camera = isinstance(source, int) or self._address.isdigit()
         if not camera and path.is_dir():
             self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not self._paths:
@@ -93,16 +99,16 @@ class Source:
         self._thread.start()
 
     def _open(self, camera: bool, path: Path) -> None:
-        pipeline = "!" in self.name and not path.exists()
-        address = bool(LIVE.match(self.name) or WEB.match(self.name))
-        streamed = self.name.split("?")[0].lower().endswith(STREAMED)
-        self.live = camera or pipeline or bool(LIVE.match(self.name)) or (address and streamed)
+        pipeline = "!" in self._address and not path.exists()
+        address = bool(LIVE.match(self._address) or WEB.match(self._address))
+        streamed = self._address.split("?")[0].lower().endswith(STREAMED)
+        self._endless = camera or bool(LIVE.match(self._address)) or (address and streamed)
         if not (camera or pipeline or address or path.is_file()):
             raise FileNotFoundError(f"no video {path}: neither file nor folder, camera number, address or pipeline")
         if pipeline:
-            self._capture = cv2.VideoCapture(self.name, cv2.CAP_GSTREAMER)
+            self._capture = cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
         else:
-            self._capture = cv2.VideoCapture(int(self.name)) if camera else cv2.VideoCapture(self.name)
+            self._capture = cv2.VideoCapture(int(self._address) if camera else self._address)
         if not self._capture.isOpened():
             self._capture.release()
             what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
@@ -113,8 +119,11 @@ class Source:
                 "video": "it is damaged, or its codec is missing",
             }
             raise ValueError(f"{what} {self.name} does not open: {why[what]}")
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or FOLDER_RATE
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate <= FASTEST else FOLDER_RATE  # some cameras tell the ticks of their clock
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._endless = self._endless or (address and count <= 0)  # a web camera, whatever its address ends in
+        self.live = self._endless or pipeline
         self.frames = count if count > 0 and not self.live else None
 
     def __enter__(self) -> Source:
@@ -129,6 +138,8 @@ class Source:
         while self._thread.is_alive():  # it may wait for room
             self._drop()
             self._thread.join(0.05)
+        self._drop()
+        self._frames.put(None)  # for whoever waits
         if self._capture:
             self._capture.release()
 
@@ -137,9 +148,11 @@ class Source:
         seen = 0
         while not self._stop.is_set():
             frame = self._frames.get()
-            if isinstance(frame, Exception):
-                raise frame
-            if frame is None:
+            if frame is None or isinstance(frame, Exception):
+                with suppress(queue.Full):
+                    self._frames.put_nowait(frame)  # for whoever asks again
+                if frame:
+                    raise frame
                 break
             if shape is None:
                 shape = frame.image.shape
@@ -180,8 +193,12 @@ class Source:
                 moment = last + 1 / self.rate if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
-        if self.frames and index < 0.95 * self.frames and not self._stop.is_set():
-            logger.warning("%s ends after %d of %d frames", self.name, index, self.frames)
+        if self._stop.is_set() or not index:
+            return
+        if self._endless:
+            raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
+        if self.frames and index < LEAST_SHARE * self.frames:
+            raise ValueError(f"{self.name} ends after {index} of {self.frames} frames: it is damaged, or was cut off")
 
     def _put(self, item: Frame | Exception | None) -> None:
         while not self._stop.is_set():
@@ -196,6 +213,11 @@ class Source:
     def _drop(self) -> None:
         with suppress(queue.Empty):
             self._frames.get_nowait()
+
+
+def without_password(text: str) -> str:
+    """Addresses in a text without the user and password that they may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
@@ -267,7 +289,10 @@ class VideoWriter:
             container.close()
             logger.warning("%s has no sound: %s", self.path, error)
             return None
-        return container, iter(container.demux(given)), copied, []
+        # Frames count from the first one shown, which in some containers is not at zero.
+        video = container.streams.video[0] if container.streams.video else None
+        begins = float(video.start_time * video.time_base) if video and video.start_time else 0.0
+        return container, iter(container.demux(given)), copied, [], begins
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -281,7 +306,10 @@ class VideoWriter:
         Raises:
             OSError: if it cannot be written (the disk is full).
         """
-        self._worker.submit(self._write, image, moment).result()
+        try:
+            self._worker.submit(self._write, image, moment).result()
+        except self._av.FFmpegError as error:
+            raise OSError(f"cannot write {self.path}: {error}") from error
 
     def _write(self, image: np.ndarray, moment: float) -> None:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[: self._height, : self._width]), "bgr24")
@@ -294,14 +322,18 @@ class VideoWriter:
     def _copy_sound(self, until: float) -> None:
         if not self._sound:
             return
-        _, packets, stream, waiting = self._sound
+        _, packets, stream, waiting, begins = self._sound
         while True:
             packet = waiting.pop() if waiting else next(packets, None)
             if packet is None or packet.dts is None:
                 return
-            if float(packet.dts * packet.time_base) > until:
+            if float(packet.dts * packet.time_base) - begins > until:
                 waiting.append(packet)
                 return
+            earlier = round(begins / packet.time_base)
+            if earlier and packet.dts < earlier:
+                continue  # before the first frame
+            packet.dts, packet.pts = packet.dts - earlier, packet.pts - earlier
             packet.stream = stream
             self._file.mux(packet)
 
@@ -309,7 +341,10 @@ class VideoWriter:
         """Write what is left; the file is complete then."""
         with self._worker:
             if self._file is not None:
-                self._worker.submit(self._finish).result()
+                try:
+                    self._worker.submit(self._finish).result()
+                except self._av.FFmpegError as error:
+                    raise OSError(f"cannot write {self.path}: {error}") from error
 
     def _finish(self) -> None:
         file, self._file = self._file, None

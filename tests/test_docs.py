@@ -25,7 +25,7 @@ from img2pose_edge import detector as detector_module
 from img2pose_edge import read_calibration, senders
 from img2pose_edge.cli import build_parser, main
 from img2pose_edge.manifest import MODELS, bundled_models
-from img2pose_edge.video import VideoWriter
+from img2pose_edge.video import Source, VideoWriter
 
 sybil = pytest.importorskip("sybil")
 from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
@@ -139,6 +139,13 @@ def reader(belongings: Path, tmp_path: Path, receiver: socket.socket, monkeypatc
         return load_engine("onnxruntime:cpu" if gpu else name, model, threads and 1, None if gpu else options)
 
     monkeypatch.setattr(cv2, "VideoCapture", open_camera)
+    open_source = Source._open
+
+    def open_ending(source: Source, *arguments: Any) -> None:
+        open_source(source, *arguments)
+        source._endless = False  # the clip's end is no camera's that was pulled out
+
+    monkeypatch.setattr(Source, "_open", open_ending)
     monkeypatch.setattr(detector_module, "load_engine", load_on_cpu)
     monkeypatch.setattr(senders, "parse_address", lambda text: (parse_address(text)[0], receiver.getsockname()[1]))
     library = types.ModuleType("picamera2")

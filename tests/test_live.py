@@ -32,6 +32,7 @@ from img2pose_edge.calibration import Calibration
 from img2pose_edge.cli import main
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.look import look
+from img2pose_edge.senders import open_senders
 from img2pose_edge.video import Frame, VideoWriter
 
 pytest.importorskip("av")
@@ -528,6 +529,7 @@ class Camera:
         for index in range(self.frames):
             time.sleep(0.01)
             yield Frame(self.image, index, time.monotonic() - began)
+        raise ValueError("camera 0 gives no more frames")
 
 
 @pytest.fixture
@@ -554,6 +556,18 @@ def until(socket: Any, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any
         if right(message):
             return message
     raise AssertionError(f"never told, last: {message}")
+
+
+def test_poses_are_sent_though_nobody_looks(camera: type[Camera], detector: SharedDetector) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.settimeout(10)
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        with open_senders(address, None) as send:
+            app = server.make_app(Capture(0, detector, send))
+            with TestClient(app, base_url=HERE):
+                assert len(listening.recv(1000)) == 48
+    assert camera.opened
 
 
 def test_a_camera_that_is_pulled_out_is_told_and_comes_back(

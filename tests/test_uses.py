@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -590,6 +591,23 @@ def test_opentrack_gets_six_doubles(listener: socket.socket) -> None:
             assert struct.unpack("<6d", packet) == pytest.approx(opentrack_pose(face))
     with pytest.raises(OSError, match=r"descriptor|socket"):
         sender.send(FACES[0])
+
+
+def test_a_network_that_is_away_is_told_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        def sendto(self, *_: object) -> None:
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    with OpenTrackSender(address_of(listener)) as sender:
+        there, sender._socket = sender._socket, Away()  # type: ignore[assignment]
+        for _ in range(3):
+            sender.send(FACES[0])
+        sender._socket = there
+        sender.send(FACES[0])
+        assert len(listener.recv(1000)) == 48
+    assert [record.getMessage() for record in caplog.records if "Network is unreachable" in record.getMessage()] == [
+        f"nothing reaches {address_of(listener)}: [Errno {errno.ENETUNREACH}] Network is unreachable"
+    ]
 
 
 def test_opentrack_signs() -> None:

@@ -104,14 +104,36 @@ def test_a_live_source_gives_the_newest_frame(monkeypatch: pytest.MonkeyPatch) -
     with Source(0) as source:
         assert source.live
         camera: Any = source._capture
-        for frame in source:
-            behind = camera.taken - number_of(frame.image)
-            seen.append((frame.index, behind))
-            time.sleep(0.02)  # slower than the camera
+        frames = iter(source)
+        with pytest.raises(ValueError, match="camera 0 gives no more frames"):  # noqa: PT012
+            while True:
+                frame = next(frames)
+                seen.append((frame.index, camera.taken - number_of(frame.image)))
+                time.sleep(0.02)  # slower than the camera
+        with pytest.raises(ValueError, match="camera 0 gives no more frames"):
+            next(iter(source))
     assert len(seen) < 20, "frames are dropped"
     assert all(behind <= 2 for _, behind in seen)
     assert [i for i, _ in seen] == sorted({i for i, _ in seen})
     assert camera.released
+
+
+def test_addresses_are_told_without_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda address: opened.append(address) or Camera())
+    address = "http://me:secret@host:8080/?action=stream"
+    with Source(address) as source:
+        assert opened == [address]
+        assert source.name == "http://host:8080/?action=stream"
+        assert source.live, "it tells no number of frames"
+        assert source.rate == 25
+
+
+def test_a_source_that_was_read_ends_again(clip: Path) -> None:
+    with Source(clip) as source:
+        assert len(list(source)) == 30
+        with pytest.raises(ValueError, match="holds no frames"):
+            list(source)
 
 
 def test_leaving_early_ends_the_thread(clip: Path) -> None:
@@ -178,6 +200,21 @@ def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
     with av.open(str(copy)) as container:
         heard = sum(frame.samples for frame in container.decode(audio=0))
     assert heard > 14000
+
+    late = tmp_path / "late.ts"  # begins at 1.4 s, as transport streams do
+    with av.open(str(loud)) as given, av.open(str(late), "w") as container:
+        streams = {s.index: container.add_stream_from_template(s) for s in given.streams}
+        for packet in given.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                container.mux(packet)
+    moved = tmp_path / "moved.mp4"
+    with Source(late) as source, VideoWriter(moved, (48, 64), source.rate, late) as writer:
+        for frame in source:
+            writer.write(frame.image, frame.time)
+    assert times(moved)[0] == pytest.approx(0, abs=2e-3)
+    with av.open(str(moved)) as container:
+        assert next(container.decode(audio=0)).time == pytest.approx(0, abs=0.1)
 
 
 def test_a_killed_writer_leaves_a_video_that_plays(tmp_path: Path) -> None:
@@ -364,6 +401,77 @@ def test_a_source_that_breaks_off_keeps_what_was_before(
     assert "broken off after 2 frames" in told
     assert [row["frame"] for row in read_rows(table)] == [0, 1]
     assert len(times(out)) == 2
+
+
+def test_a_video_that_was_cut_off_is_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    avi = tmp_path / "cut.avi"  # its head tells how many frames there were
+    with av.open(str(avi), "w") as container:
+        video = container.add_stream("mjpeg", rate=25, options={"color_range": "pc"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuvj420p"
+        for number in range(30):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), "bgr24")))
+        container.mux(video.encode(None))
+    whole = avi.read_bytes()
+    avi.write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "out.mp4"
+    assert main(["video", str(avi), "--out", str(out), "--threads", "1"]) == 1
+    told = capsys.readouterr().err
+    assert "of 30 frames: it is damaged, or was cut off" in told
+    assert 5 < len(times(out)) < 27
+
+
+def test_a_camera_that_is_pulled_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    out, table = tmp_path / "a.mp4", tmp_path / "a.csv"
+    assert main(["video", "0", "--out", str(out), "--csv", str(table), "--threads", "1", "--every", "2"]) == 1
+    assert "camera 0 gives no more frames" in capsys.readouterr().err
+    assert times(out)
+    assert read_rows(table) == []
+
+
+def test_every_counts_the_frames_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    looked: list[int] = []
+    with pytest.raises(ValueError, match="no more frames"):
+        record(Source(0), PoseDetector(threads=1), every=3, send=[lambda faces, ids: looked.append(len(faces))])
+    all_of_them: list[int] = []
+    with pytest.raises(ValueError, match="no more frames"):
+        record(Source(0), PoseDetector(threads=1), send=[lambda faces, ids: all_of_them.append(len(faces))])
+    assert 0 < len(looked) < len(all_of_them) + 1
+
+
+def test_a_failed_start_leaves_old_files_as_they_were(people: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.mp4"
+    old.write_bytes(b"a dear video")
+    (tmp_path / "file").touch()
+    assert main(["video", str(people), "--out", str(old), "--csv", str(tmp_path / "file/a.csv"), "--threads", "1"]) == 1
+    assert old.read_bytes() == b"a dear video"
+
+
+def test_a_table_on_a_full_disk_ends_with_a_whole_row(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    code = """
+import resource, sys
+from img2pose_edge.rows import RowWriter
+from img2pose_edge import PoseDetector
+from skimage.data import astronaut
+faces = PoseDetector(threads=1)(astronaut()[..., ::-1].copy())
+with RowWriter(sys.argv[1]) as rows:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        for number in range(100):
+            rows.write(faces, "a", number)
+    except OSError as error:
+        print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(table)], capture_output=True, text=True, check=True)
+    assert "No space left" in done.stdout or "too large" in done.stdout, done.stdout
+    assert table.stat().st_size < 1000
+    assert table.read_text().endswith("\n")
+    assert [row["frame"] for row in read_rows(table)] == list(range(len(read_rows(table))))
+    assert read_rows(table)
 
 
 def test_a_sound_that_the_video_cannot_hold_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

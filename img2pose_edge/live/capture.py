@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ import cv2
 import numpy as np
 
 from img2pose_edge.live.shared import SharedDetector
+from img2pose_edge.senders import Send
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Source
+from img2pose_edge.video import Source, without_password
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +51,19 @@ class Shot:
 
 
 class Capture:
-    """The thread. It holds the camera only while someone looks.
+    """The thread. It holds the camera only while someone looks, or always if faces are sent somewhere.
 
     A file is played at its own rate, or slower where the machine is, again and again.
     """
 
-    def __init__(self, source: str | int, detector: SharedDetector) -> None:
+    def __init__(self, source: str | int, detector: SharedDetector, send: Sequence[Send] = ()) -> None:
         """
         Args:
             source: as :class:`~img2pose_edge.video.Source` takes it.
             detector: what finds the faces.
+            send: called with the faces of each frame.
         """
+        self.send = send
         self.source = source
         self.detector = detector
         self.name = source_name(str(source))
@@ -105,7 +107,7 @@ class Capture:
 
     @property
     def _wanted(self) -> bool:
-        looked_at = self.watchers > 0 or time.monotonic() - self._last_look < LINGER
+        looked_at = bool(self.send) or self.watchers > 0 or time.monotonic() - self._last_look < LINGER
         return looked_at and not self._stop.is_set()
 
     def _run(self) -> None:
@@ -118,7 +120,7 @@ class Capture:
             try:
                 with Source(self.source) as source:
                     self._show(source)
-                trouble = f"{self.name} gives no more frames" if source.live and self._wanted else ""
+                trouble = ""
             except Exception as error:  # of cameras, drivers, engines: told, and tried again
                 trouble = without_password(str(error))
             if trouble:
@@ -144,7 +146,10 @@ class Capture:
                 opened = max(opened, opened - early)
             taken = opened + frame.time
             camera = self.detector.camera(frame.image)
-            seen = self.detector.look(frame.image, camera, tracker if settings.smoothing else None, frame.time)
+            follow = tracker if settings.smoothing else None
+            looked, seen = self.detector.look(frame.image, camera, follow, frame.time)
+            for call in self.send:
+                call(looked.faces, looked.ids)
             now = time.monotonic()
             period = now - last if number < 2 else 0.9 * period + 0.1 * (now - last)
             last = now
@@ -184,8 +189,3 @@ def source_name(source: str) -> str:
         return f"camera {source}"
     path = Path(source)
     return path.name if path.exists() else without_password(source)
-
-
-def without_password(text: str) -> str:
-    """Addresses in a text without the user and password that they may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from img2pose_edge.live.shared import SharedDetector
+from img2pose_edge.senders import Send
 from img2pose_edge.video import Source
 
 logger = logging.getLogger(__name__)
 
 
-def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
+def serve(source: str, detector: SharedDetector, host: str, port: int, send: Sequence[Send] = ()) -> None:
     """Print the page's address and serve until interrupted.
 
     Args:
@@ -21,6 +24,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
         detector: what finds the faces.
         host: address to listen on; beyond loopback a token is asked for.
         port: 0 for any that is free.
+        send: called with the faces of each of the camera's frames.
 
     Raises:
         ImportError: if the web server is not installed.
@@ -41,7 +45,9 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
     try:
         with Source(source) as opened:
             first = next(iter(opened)) if detector.calibration else None
-    except ValueError as error:  # it may come yet; photographs are served without it
+    except ValueError as error:  # a camera may come yet; photographs are served without it
+        if Path(source).exists():
+            raise
         logger.warning("%s; the page shows it once it is there", error)
     else:
         if first:
@@ -56,7 +62,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int) -> None:
                 super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        make_app(Capture(source, detector), token),
+        make_app(Capture(source, detector, send), token),
         log_level="warning",
         access_log=False,  # addresses hold the token
         server_header=False,

@@ -93,7 +93,7 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
         except ValueError as error:  # a photograph of another camera
             camera, note = None, {"note": f"{error}: poses are those in img2pose's camera"}
         settings = {**asdict(capture.detector.settings), **options}
-        return {**capture.detector.look(image, camera, **options), **note, "settings": settings}
+        return {**capture.detector.look(image, camera, **options)[1], **note, "settings": settings}
 
     async def watch(socket: WebSocket) -> None:
         await socket.accept()

@@ -15,7 +15,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import choose_engine, installed
 from img2pose_edge.face import Faces
 from img2pose_edge.geometry import default_intrinsics
-from img2pose_edge.look import look
+from img2pose_edge.look import Looked, look
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.tracking import PoseTracker
 
@@ -126,8 +126,8 @@ class SharedDetector:
         tracker: PoseTracker | None = None,
         moment: float = 0.0,
         **changes: Any,
-    ) -> dict[str, Any]:
-        """What is told of one image, ready for JSON.
+    ) -> tuple[Looked, dict[str, Any]]:
+        """The faces of one image, and what is told of it, ready for JSON.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -150,7 +150,7 @@ class SharedDetector:
         if camera:
             for face, seen in zip(faces, looked.seen, strict=True):
                 face["seen"] = {"rotation": seen.rotation.tolist(), "translation": seen.translation.tolist()}
-        return {
+        return looked, {
             "width": width,
             "height": height,
             "intrinsics": intrinsics.tolist(),
