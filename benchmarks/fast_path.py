@@ -30,7 +30,6 @@ class FastComparison:
 
     def __init__(self, detector: PoseDetector, every: Sequence[int]) -> None:
         self.detector, self.every = detector, every
-        self._warm: set[tuple[int, ...]] = set()
         self._spent: dict[int, list[tuple[float, float]]] = {k: [] for k in (0, *every)}
         self._missed, self._extra, self._looked = ({k: 0 for k in every} for _ in range(3))
         self._turned: dict[int, list[float]] = {k: [] for k in every}
@@ -58,10 +57,9 @@ class FastComparison:
 
     def _prepare(self, image: np.ndarray) -> None:
         """Have the engine prepare for every size of input, so that no timed call does."""
-        for shape in {self.detector.network_input(image)[0].shape[1:3], *SIZES} - self._warm:
+        for shape in {self.detector.network_input(image)[0].shape[1:3], *SIZES}:
             for _ in range(WARM_CALLS):
                 self.detector.run_network(np.zeros((1, *shape, 3), np.uint8))
-            self._warm.add(shape)
 
     def summary(self) -> dict[str, Any]:
         """``frames``, ``faces`` in whole frames, and times when each is looked at ``whole``; under ``fast``, by number,

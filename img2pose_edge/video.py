@@ -33,8 +33,10 @@ FOLDER_RATE = 25.0
 """Frames a second of a folder of images."""
 FASTEST = 240.0
 """Frames a second that are believed."""
+COUNTED = (".avi", ".m4v", ".mov", ".mp4")
+"""Files that hold the number of their frames; that of others is an estimate, from their times."""
 LEAST_SHARE = 0.9
-"""Of a file's frames, by its own count, which some files only estimate; one that ends before is broken off."""
+"""Of a file's frames; one that ends before is broken off."""
 LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
 WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
@@ -198,7 +200,10 @@ class Source:
         if self._endless:
             raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
         if self.frames and index < LEAST_SHARE * self.frames:
-            raise ValueError(f"{self.name} ends after {index} of {self.frames} frames: it is damaged, or was cut off")
+            what = f"{self.name} ends after {index} of {self.frames} frames: it is damaged, or was cut off"
+            if self.name.lower().endswith(COUNTED):
+                raise ValueError(what)
+            logger.warning("%s", what)
 
     def _put(self, item: Frame | Exception | None) -> None:
         while not self._stop.is_set():

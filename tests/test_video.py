@@ -201,11 +201,13 @@ def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
         heard = sum(frame.samples for frame in container.decode(audio=0))
     assert heard > 14000
 
-    late = tmp_path / "late.ts"  # begins at 1.4 s, as transport streams do
+    late = tmp_path / "late.mkv"  # begins at 1.4 s, as transport streams do
     with av.open(str(loud)) as given, av.open(str(late), "w") as container:
         streams = {s.index: container.add_stream_from_template(s) for s in given.streams}
         for packet in given.demux():
             if packet.dts is not None:
+                shift = round(1.4 / packet.time_base)
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                 packet.stream = streams[packet.stream.index]
                 container.mux(packet)
     moved = tmp_path / "moved.mp4"

@@ -24,7 +24,8 @@ def core() -> openvino.Core:
 
 
 OFTEN, MOST = 8, 6
-"""Inputs of one size from which it is compiled for (a quarter of a second), and the number of compiled networks."""
+"""Inputs of one size from which it is compiled for (a quarter of a second), and compiled networks that are kept: those
+last used."""
 
 
 class Compiled:
@@ -53,10 +54,13 @@ class Compiled:
 
     def _request(self, shape: tuple[int, ...]) -> Any:
         if shape in self._requests:
+            self._requests[shape] = self._requests.pop(shape)  # the last used is the last
             return self._requests[shape]
         self._seen[shape] += 1
-        often = self._seen[shape] > OFTEN and len(self._requests) < MOST
-        key = shape if often or not self._requests else None
+        key = shape if self._seen[shape] > OFTEN or not self._requests else None
+        if key and len(self._requests) >= MOST:
+            oldest = next(known for known in self._requests if known)
+            del self._requests[oldest], self._seen[oldest]
         if key not in self._requests:
             network = self.model.clone()
             try:
