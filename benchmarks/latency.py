@@ -46,7 +46,8 @@ class Process:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             assert stream is not None
-            stream.close()
+            with suppress(OSError):  # what was written to a process that had died is lost
+                stream.close()
 
     def load(self, threads: int, cores: Sequence[int]) -> float:
         """Load the contender, bound to these cores; milliseconds that it took. Errors as :meth:`ask`."""

@@ -122,7 +122,7 @@ def test_a_detector_finds_the_points_of_the_crop_at_the_template(astronaut: np.n
         # The same from the crop's own pixels.
         (again,) = detect(align_face(image, face, 448, 0.5), 0.5)
         from_crop = (again.landmarks / 448 * 2 - 0.5) * 112
-        assert np.linalg.norm(from_crop - theirs, axis=1).max() < 5
+        assert np.linalg.norm(from_crop - theirs, axis=1).max() < 6
 
 
 @pytest.mark.parametrize("roll", [30, -75, 160])
