@@ -145,7 +145,7 @@ def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
 
     convolutions = [n for n in graph.graph.nodes if n.target is CONV and "relu" in str(next(iter(n.users)).target)]
     terms = [n for n in convolutions if becomes_a_term(n)]
-    assert len(terms) == 15
+    assert len(terms) == 16
     for source, weight, bias, *_ in (n.args for n in terms):
         assert (get_attribute(graph, weight.args[0]) % 2 == 0).all()
         sums = get_attribute(graph, bias) / (source.args[1] * get_attribute(graph, weight.args[1]))
