@@ -280,7 +280,7 @@ def test_sensitivity_names_the_layers(
     pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = sensitivities(CHECKPOINT, pictures)
-    assert len(found) == 48
+    assert len(found) == 49
     assert [s.angle for s in found] == sorted((s.angle for s in found), reverse=True)
     towers = {s.layer: s for s in found if s.layer.startswith(("score_tower", "pose_tower"))}
     assert towers["score_tower.depthwise.0"].angle < 1e-3 < towers["pose_tower.depthwise.1"].angle
