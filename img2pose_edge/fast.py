@@ -158,7 +158,9 @@ class FastDetector:
         Args:
             image: as for :meth:`PoseDetector.detect`.
             time: of the frame, seconds, later than the last.
-            input_size, intrinsics, options: of :meth:`PoseDetector.detect`; the size is that of whole frames.
+            input_size: of :meth:`PoseDetector.detect`, for whole frames.
+            intrinsics: of :meth:`PoseDetector.detect`.
+            options: the rest of its options.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: as :meth:`PoseDetector.detect`, and if time does not advance.
