@@ -548,7 +548,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--ema-decay", type=float, default=0.999)
     p.add_argument("--clip-norm", type=float, default=10.0)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--optimizer", default="adamw", help="adamw or sgd")
+    p.add_argument("--optimizer", default="muon", help="muon, adamw or sgd")
     p.add_argument("--schedule", default="cosine", help="cosine, or plateau: a tenth of the rate without progress")
     p.add_argument("--patience", type=int, default=0, help="stop after this many validations without progress")
     p.add_argument(

@@ -28,7 +28,7 @@ def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Ar
     """
     xp = geometry.namespace(maps)
     center = (cells + 0.5 + maps[:, :2]) * strides[:, None]
-    size = strides * (SIZE_UNIT * xp.exp(xp.clip(maps[:, 2], -4, 4)))
+    size = strides * (SIZE_UNIT * xp.exp(maps[:, 2].clip(-4, 4)))
     return center, size, geometry.sixd_to_matrix(maps[:, 3:])
 
 
@@ -47,21 +47,17 @@ def candidates(
         scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
     """
     logit = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(np.inf, threshold - 0.5)
-    logits, maps, cells, steps = [], [], [], []
+    levels = []
     for score, pose, stride in zip(scores, poses, strides, strict=True):
         flat = score.reshape(-1)
         kept = np.flatnonzero(flat >= logit)
-        logits.append(flat[kept])
-        maps.append(pose.reshape(pose.shape[1], -1)[:, kept].T)
-        width = score.shape[-1]
-        cells.append(np.stack([kept % width, kept // width], axis=1))
-        steps.append(np.full(len(kept), stride))
-    logit_rows = np.concatenate(logits).astype(np.float64)
-    order = np.argsort(-logit_rows, kind="stable")
-    probability = 1 / (1 + np.exp(-logit_rows[order]))
-    rows = np.concatenate(maps)[order].astype(np.float64)
-    local = cells_to_local(rows, np.concatenate(cells)[order], np.concatenate(steps)[order])
-    return probability, *local
+        rows = np.empty((4 + pose.shape[1], len(kept)))  # logit, column, row, stride, pose
+        rows[0], rows[1], rows[2], rows[3] = flat[kept], kept % score.shape[-1], kept // score.shape[-1], stride
+        rows[4:] = pose.reshape(pose.shape[1], -1)[:, kept]
+        levels.append(rows)
+    found = np.concatenate(levels, axis=1)
+    found = found[:, np.argsort(-found[0], kind="stable")]
+    return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 
 def proposal_candidates(

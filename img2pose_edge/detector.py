@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,8 @@ def make_faces(
         nms_iou: 0 to 1.
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
     """
+    if not len(scores):
+        return Faces()
     center = center[:MAX_CANDIDATES] / scale
     size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
     local = local[:MAX_CANDIDATES]
@@ -220,10 +223,8 @@ def make_faces(
     rotation, translation, local = rotation[keep], translation[keep], local[keep]
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    return Faces(
-        Face(float(scores[k]), boxes[k], poses[i], rotation[i], local[i], angles[i], intrinsics)
-        for i, k in enumerate(keep)
-    )
+    parts = scores[keep].tolist(), boxes[keep], poses, rotation, local, angles, repeat(intrinsics, len(keep))
+    return Faces(map(Face, *parts))
 
 
 @cache

@@ -65,6 +65,11 @@ def _skew(v: Array) -> Array:
     return xp.stack([o, -z, y, z, o, -x, -y, x, o], axis=-1).reshape((*v.shape[:-1], 3, 3))
 
 
+def _dot(a: Array, b: Array) -> Array:
+    """(...,) inner products of (..., 3) vectors: for few numbers much faster than a sum over the last axis."""
+    return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
+
+
 # --- rotations -----------------------------------------------------------------------------------
 
 
@@ -137,11 +142,12 @@ def sixd_to_matrix(sixd: Array) -> Array:
     """
     xp = namespace(sixd)
     a, b = sixd[..., :3], sixd[..., 3:]
-    x = a / xp.sqrt((a * a).sum(-1) + 1e-12)[..., None]
-    b = b - (x * b).sum(-1)[..., None] * x
-    y = b / xp.sqrt((b * b).sum(-1) + 1e-12)[..., None]
-    z = (_skew(x) @ y[..., None])[..., 0]
-    return xp.stack([x, y, z], axis=-1)
+    x = a / xp.sqrt(_dot(a, a) + 1e-12)[..., None]
+    b = b - _dot(x, b)[..., None] * x
+    y = b / xp.sqrt(_dot(b, b) + 1e-12)[..., None]
+    (x0, x1, x2), (y0, y1, y2) = ([v[..., i] for i in range(3)] for v in (x, y))
+    flat = [x0, y0, x1 * y2 - x2 * y1, x1, y1, x2 * y0 - x0 * y2, x2, y2, x0 * y1 - x1 * y0]
+    return xp.stack(flat, axis=-1).reshape((*sixd.shape[:-1], 3, 3))
 
 
 def matrix_to_sixd(matrix: Array) -> Array:
@@ -272,12 +278,19 @@ def ray_rotation(center: Array, intrinsics: Array) -> Array:
     Returns:
         (..., 3, 3); ``V @ R_local`` is the camera rotation, ``V.T @ R`` the local one.
     """
-    xp = namespace(center)
-    ray = pixel_rays(center, intrinsics)
-    ray = ray / xp.sqrt((ray * ray).sum(-1))[..., None]
-    x, y, c = ray[..., 0], ray[..., 1], ray[..., 2]
-    cross = _skew(xp.stack([-y, x, xp.zeros_like(x)], axis=-1))
-    return _eye_like(cross) + cross + (cross @ cross) / (1 + c)[..., None, None]
+    return _turn_to(pixel_rays(center, intrinsics))
+
+
+def _turn_to(ray: Array) -> Array:
+    """(..., 3, 3) smallest rotations from the optical axis to (..., 3) rays at depth 1: ``I + [v] + [v]^2 / (1 + c)``
+    with ``v`` the cross product of axis and unit ray and ``c`` the cosine between them, multiplied out."""
+    xp = namespace(ray)
+    c = 1 / xp.sqrt(_dot(ray, ray))
+    x, y = ray[..., 0] * c, ray[..., 1] * c
+    share = 1 / (1 + c)
+    xy = -x * y * share
+    flat = [1 - x * x * share, xy, x, xy, 1 - y * y * share, y, -x, -y, c]
+    return xp.stack(flat, axis=-1).reshape((*ray.shape[:-1], 3, 3))
 
 
 def local_to_camera(center: Array, size: Array, local_rotation: Array, intrinsics: Array) -> tuple[Array, Array]:
@@ -292,8 +305,8 @@ def local_to_camera(center: Array, size: Array, local_rotation: Array, intrinsic
     Returns:
         (..., 3, 3) camera rotation and (..., 3) translation in face units.
     """
-    rotation = ray_rotation(center, intrinsics) @ local_rotation
-    return rotation, pixel_rays(center, intrinsics) * (_focal(intrinsics) / size)[..., None]
+    ray = pixel_rays(center, intrinsics)
+    return _turn_to(ray) @ local_rotation, ray * (_focal(intrinsics) / size)[..., None]
 
 
 def camera_to_local(rotation: Array, translation: Array, intrinsics: Array) -> tuple[Array, Array, Array]:
@@ -415,8 +428,9 @@ def project_ellipsoid_box(
     axes = view * semi_axes
 
     # Of the dual conic C*, the last column and the diagonal.
-    column = middle * middle[..., 2:] - (axes * axes[..., 2:, :]).sum(-1)
-    diagonal = middle * middle - (axes * axes).sum(-1)
+    a, b, c = axes[..., 0], axes[..., 1], axes[..., 2]
+    column = middle * middle[..., 2:] - (a * a[..., 2:] + b * b[..., 2:] + c * c[..., 2:])
+    diagonal = middle * middle - (a * a + b * b + c * c)
     depth = column[..., 2:]
     outline = column[..., :2] / depth
     half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)

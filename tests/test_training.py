@@ -33,6 +33,7 @@ from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
 from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, EdgeNet
 from img2pose_edge.training.objective import edge_loss
+from img2pose_edge.training.optimizer import MuonAdamW
 from img2pose_edge.training.targets import assign, flatten_maps, ignored_cells, lay_out_cells
 from img2pose_edge.training.validation import detect_with
 
@@ -219,6 +220,30 @@ def test_a_few_steps_learn(tiny_data: Path, tmp_path: Path) -> None:
         history.append({k: v.item() for k, v in parts.items()})
     for name in ("box", "rotation", "points"):
         assert history[-1][name] < 0.7 * history[0][name], name
+
+
+def test_muon_turns_matrices_by_equally_long_steps_and_adamw_moves_the_rest() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="channels_last"):
+        MuonAdamW(build_network("edge-n"), 1e-3, 0.0)
+    network = build_network("edge-n").train().to(memory_format=torch.channels_last)
+    optimizer = MuonAdamW(network, 1e-3, 0.0)
+    optimizer.param_groups[0]["lr"] = 2e-3  # as a schedule does
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    scores, poses = network(torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8))
+    torch.stack([m.square().mean() for m in scores + poses]).sum().backward()
+    optimizer.step()
+    changes = {name: p.detach() - before[name] for name, p in network.named_parameters()}
+    assert all(change.abs().max() > 0 for change in changes.values())
+    dense = changes["stages.1.3.body.0.0.weight"]
+    assert dense.shape == (64, 64, 3, 3)
+    lengths = torch.linalg.svdvals(dense.flatten(1))
+    assert lengths.max() < 2.5 * lengths.min()
+    assert dense.square().mean().sqrt().item() == pytest.approx(0.2 * 2e-3, rel=0.2)
+    pose = changes["pose.weight"]  # AdamW's first step is as long for every weight
+    torch.testing.assert_close(pose.abs(), torch.full_like(pose, 1e-3), rtol=0.01, atol=0)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in network.parameters())
 
 
 @pytest.mark.parametrize(("kernel", "height"), [(3, 12), (5, 14), (3, 13)])

@@ -28,6 +28,7 @@ from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
+from img2pose_edge.training.optimizer import build_optimizer
 from img2pose_edge.training.targets import Batch
 from img2pose_edge.training.validation import validate
 
@@ -40,7 +41,7 @@ class TrainOptions:
 
     ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
-    ``optimizer``: ``adamw``, or ``sgd`` with momentum 0.9. ``proposals``: of each picture, that the full
+    ``optimizer``: see :func:`build_optimizer`. ``proposals``: of each picture, that the full
     model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
     a checkpoint from whose outputs an edge network learns besides the labels. ``int8``: fine-tune an edge
     network, given as initial weights, as it will be quantized, but for ``float_layers``.
@@ -56,7 +57,7 @@ class TrainOptions:
     ema_decay: float = 0.999
     clip_norm: float = 10.0
     seed: int = 0
-    optimizer: str = "adamw"
+    optimizer: str = "muon"
     schedule: str = "cosine"
     patience: int = 0
     proposals: int = 512
@@ -75,7 +76,7 @@ class TrainOptions:
             raise ValueError(f"crop_size must be a multiple of 32 and at least 96, got {self.crop_size}")
 
 
-CHOICES = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "plateau")}
+CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "plateau")}
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -167,13 +168,6 @@ def limit_worker_threads(_: int) -> None:
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-
-
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and batch-norm parameters do not."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
 @torch.no_grad()
@@ -268,12 +262,7 @@ def train(
         objective.prepare([records[i] for i in training])
     network = network.to(where).to(memory_format=torch.channels_last)
     average = {name: value.clone() for name, value in network.state_dict().items()}
-    groups = parameter_groups(network, options.weight_decay)
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, options.learning_rate, momentum=0.9)
-        if options.optimizer == "sgd"
-        else torch.optim.AdamW(groups, options.learning_rate)
-    )
+    optimizer = build_optimizer(options.optimizer, network, options.learning_rate, options.weight_decay)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, patience=3, threshold=1e-3)
     start, best, stale = 0, -math.inf, 0
     if last.exists():
