@@ -107,17 +107,18 @@ def test_the_astronaut_is_aligned(astronaut: np.ndarray) -> None:
     assert away.mean() < 5
 
 
-def test_a_detector_finds_the_points_of_the_crop_at_the_template(astronaut: np.ndarray) -> None:
+@pytest.mark.parametrize("model", ["edge-n", "edge-n-int8"])
+def test_a_detector_finds_the_points_of_the_crop_at_the_template(model: str, astronaut: np.ndarray) -> None:
     detect = Peer(shared("peers/scrfd_500m_kps.onnx"), threads=1)
     for degrees in (0, -15):
         turn = cv2.getRotationMatrix2D((224, 115), degrees, 1)
         image = cv2.warpAffine(astronaut, turn, (512, 512))
-        (face,) = detect_poses(image)
+        (face,) = detect_poses(image, model=model)
         (found,) = detect(image, 0.3)
         # Where InsightFace's alignment puts the detector's points: a broad smile is 5 pixels wider than the template.
         theirs = moved(similarity(found.landmarks, TEMPLATE), found.landmarks)
         ours = moved(alignment(face), found.landmarks)
-        assert np.linalg.norm(ours - theirs, axis=1).max() < 4
+        assert np.linalg.norm(ours - theirs, axis=1).max() < 5
         assert np.linalg.norm(ours - TEMPLATE, axis=1).mean() < 6
         # The same from the crop's own pixels.
         (again,) = detect(align_face(image, face, 448, 0.5), 0.5)
