@@ -138,7 +138,7 @@ class FastDetector:
             raise ValueError(f"fast must be an integer of at least 2 frames (or 0: off), got {every!r}")
         if detector.model.fixed:
             name = detector.model.path.name
-            raise ValueError(f"{name} takes images of one size only, so that crops would save nothing: leave out fast")
+            raise ValueError(f"{name} takes images of one size only, so that crops would save nothing: turn fast off")
         self.detector, self.every = detector, int(every)
         self.reset()
 
