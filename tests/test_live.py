@@ -410,10 +410,10 @@ def test_frames_of_the_calibrated_camera(
     camera.image = bent[1]
     (truth,) = calibrated.detect(bent[0], LENS.intrinsics)
     with TestClient(server.make_app(Capture(0, calibrated)), base_url=HERE) as client:
-        client.post("/settings", json={"smoothing": True})
+        client.post("/settings", json={"smooth": True})
         with client.websocket_connect(CAMERA) as socket:
-            message = until(socket, lambda m: m["type"] == "frame" and m["settings"]["smoothing"])
-        client.post("/settings", json={"smoothing": False})
+            message = until(socket, lambda m: m["type"] == "frame" and m["settings"]["smooth"])
+        client.post("/settings", json={"smooth": False})
     (face,) = message["faces"]
     assert face["id"] == 0
     assert message["calibrated"]
@@ -449,7 +449,7 @@ def test_settings_change_for_everyone_or_not_at_all(clip: Path) -> None:
             ({"input_size": 5000}, "input_size must be at most 1920"),
             ({"fast": 2.5}, "setting fast cannot be 2.5"),
             ({"input_size": 320, "fast": 1}, "fast must be an integer of at least 2 frames (or 0: off), got 1"),
-            ({"smoothing": True, "score_threshold": 2}, "score_threshold must be between 0 and 1, got 2"),
+            ({"smooth": True, "score_threshold": 2}, "score_threshold must be between 0 and 1, got 2"),
             ([], "settings must be a JSON object, got []"),
         ):
             response = client.post("/settings", json=wanted)
@@ -458,18 +458,18 @@ def test_settings_change_for_everyone_or_not_at_all(clip: Path) -> None:
         assert client.post("/settings", content=b"{").status_code == 400
         assert client.post("/settings", content=b"[" * 100000).status_code == 400
         assert client.get("/settings").json() == before
-        client.post("/settings", json={"model": "edge-n-int8", "score_threshold": 0.3, "smoothing": True})
+        client.post("/settings", json={"model": "edge-n-int8", "score_threshold": 0.3, "smooth": True})
         assert client.get("/settings").json()["settings"] == {
             "model": "edge-n-int8",
             "input_size": 640,
             "score_threshold": 0.3,
-            "smoothing": True,
+            "smooth": True,
             "fast": 0,
         }
         with client.websocket_connect(CAMERA) as socket:
             socket.send_text("next")
             message = socket.receive_json()
-        assert message["settings"]["smoothing"]
+        assert message["settings"]["smooth"]
         assert [face["id"] for face in message["faces"]] == [0]
 
 
@@ -628,7 +628,7 @@ def test_crops_only_where_they_are_asked_for(
         (plain,) = until(socket, lambda m: m["number"] >= 5)["faces"]
         assert len(looked_at) >= 5
         assert all(whole for *_, whole in looked_at)
-        client.post("/settings", json={"fast": 4, "smoothing": True})
+        client.post("/settings", json={"fast": 4, "smooth": True})
         until(socket, lambda m: m["settings"]["fast"] == 4)
         looked_at.clear()
         first = next_message(socket)["number"]
@@ -829,6 +829,16 @@ def test_only_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch, clip: Pat
     assert "camera 97 does not open" in capsys.readouterr().err
 
 
+def test_options_are_the_first_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[SharedDetector] = []
+    monkeypatch.setattr(command, "serve", lambda source, detector, *_: served.append(detector))
+    assert main(["live", "--model", "edge-n"]) == 0
+    assert main(["live", "--model", "edge-n", "--smooth", "--fast", "7", "--input-size", "320"]) == 0
+    plain, chosen = (detector.settings for detector in served)
+    assert (plain.smooth, plain.fast, plain.input_size) == (False, 0, 640)
+    assert (chosen.smooth, chosen.fast, chosen.input_size) == (True, 7, 320)
+
+
 def test_what_cannot_be_served_is_named(clip: Path, capsys: Any) -> None:
     assert main(["live", "--source", "absent.mp4"]) == 1
     assert "no video absent.mp4" in capsys.readouterr().err
@@ -956,9 +966,9 @@ def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, t
         page.uncheck("#boxes")
         page.uncheck("#axes")
         page.select_option("#fast", "10")
-        page.check("#smoothing")
+        page.check("#smooth")
         expect(page.locator("#faces td").first).to_have_text("0")  # identities count from 0
-        assert detector.settings.smoothing
+        assert detector.settings.smooth
         assert detector.settings.fast == 10
 
         twice = np.hstack([astronaut, astronaut])

@@ -32,7 +32,7 @@ class Settings:
         model: name of a bundled model, or of the one that the server was started with.
         input_size: longest side, in pixels, at which the network sees the picture.
         score_threshold: least score of a face, 0 to 1.
-        smoothing: give the camera's faces identities and steady poses.
+        smooth: give the camera's faces identities and steady poses.
         fast: of the camera's frames, look at the whole one one time in so many only, and at crops around known faces
             in between; 0: at every whole frame.
     """
@@ -40,7 +40,7 @@ class Settings:
     model: str
     input_size: int
     score_threshold: float
-    smoothing: bool
+    smooth: bool
     fast: int
 
 
@@ -48,7 +48,7 @@ KINDS: dict[str, Any] = {
     "model": str,
     "input_size": int,
     "score_threshold": (int, float),
-    "smoothing": bool,
+    "smooth": bool,
     "fast": int,
 }
 
@@ -67,7 +67,7 @@ class Stream:
             ValueError: naming the setting that is wrong.
         """
         self.settings = settings
-        self.tracker = PoseTracker(sure_score=settings.score_threshold) if settings.smoothing else None
+        self.tracker = PoseTracker(sure_score=settings.score_threshold) if settings.smooth else None
         self._detector = detector
         self._crops = FastDetector(detector, settings.fast) if settings.fast else None
 
@@ -94,12 +94,12 @@ class SharedDetector:
         engine: str = "auto",
         input_size: int | None = None,
         score_threshold: float | None = None,
-        smoothing: bool = False,
+        smooth: bool = False,
         fast: int = 0,
         calibration: Calibration | None = None,
         **options: Any,
     ) -> None:
-        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smoothing`` and ``fast`` of
+        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smooth`` and ``fast`` of
         :class:`Settings` and the camera's ``calibration``."""
         self.calibration = calibration
         self._make = {"engine": engine, **options}
@@ -107,7 +107,7 @@ class SharedDetector:
         self._models = {name: name for name in usable_models(engine)}
         name = detector.model.path.stem
         self._models[name] = name if model is None else model  # a path is nobody's business
-        settings = Settings(name, detector.input_size, detector.score_threshold, smoothing, fast)
+        settings = Settings(name, detector.input_size, detector.score_threshold, smooth, fast)
         Stream(detector, settings)  # wrong ones are told now
         self._current = settings, detector
         self._lock = threading.Lock()
@@ -139,7 +139,7 @@ class SharedDetector:
         for name, value in wanted.items():
             if name not in KINDS:
                 raise ValueError(f"there is no setting {name!r}, only {', '.join(KINDS)}")
-            if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and name != "smoothing"):
+            if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and name != "smooth"):
                 raise TypeError(f"setting {name} cannot be {value!r}")
         with self._lock:
             settings, detector = self._current

@@ -190,7 +190,7 @@ byId("snapshot").onclick = () => {
 
 // --- settings ------------------------------------------------------------------------------------
 
-const controls = ["model", "input_size", "score_threshold", "smoothing", "fast"].map(byId);
+const controls = ["model", "input_size", "score_threshold", "smooth", "fast"].map(byId);
 
 // What the server says, but where the reader is choosing.
 function setControls(settings) {
