@@ -246,7 +246,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.mp4 or \.mkv, got .*out\.avi"):
         VideoWriter(tmp_path / "out.avi", (48, 64), 25)
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(ValueError, match=r"cannot write .*folder\.mp4"):
+    with pytest.raises(OSError, match=r"cannot write .*folder\.mp4"):
         VideoWriter(tmp_path / "folder.mp4", (48, 64), 25)
 
 

@@ -15,7 +15,6 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import choose_engine, installed
 from img2pose_edge.face import Faces
 from img2pose_edge.fast import FastDetector
-from img2pose_edge.geometry import default_intrinsics
 from img2pose_edge.look import Looked, look
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.tracking import PoseTracker
@@ -191,7 +190,7 @@ class SharedDetector:
         """
         began = time.monotonic()
         height, width = image.shape[:2]
-        intrinsics = default_intrinsics(width, height) if camera is None else camera.intrinsics
+        intrinsics = self._current[1].camera_of(image, camera and camera.intrinsics)
         if stream:
             looked = look(stream.detect(image, moment, intrinsics), moment, stream.tracker, camera)
         else:
