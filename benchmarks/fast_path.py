@@ -10,10 +10,7 @@ import numpy as np
 
 from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.face import Face
-from img2pose_edge.fast import SIZES, FastDetector
-from img2pose_edge.nms import pairwise_iou
-from img2pose_edge.tracking import match_greedily
+from img2pose_edge.fast import SIZES, FastDetector, match
 
 SAME = 0.4
 """Least overlap (IoU) of the boxes of one face in both."""
@@ -49,7 +46,7 @@ class FastComparison:
                 began = clocks()
                 found = crops.detect(image, now, intrinsics=camera)
                 self._spent[k].append(since(began))
-                pairs = common(whole, found)
+                pairs = [(whole[i], found[j]) for i, j in match(np.array([face.box for face in whole]), found, SAME)]
                 self._missed[k] += len(whole) - len(pairs)
                 self._extra[k] += len(found) - len(pairs)
                 self._looked[k] += crops.whole
@@ -77,14 +74,6 @@ class FastComparison:
                 "whole_frames": self._looked[k],
             }
         return {"frames": len(self._spent[0]), "faces": self._faces, "whole": spread(self._spent[0]), "fast": fast}
-
-
-def common(a: Sequence[Face], b: Sequence[Face]) -> list[tuple[Face, Face]]:
-    """Faces that both hold."""
-    if not (a and b):
-        return []
-    overlap = pairwise_iou(np.array([face.box for face in a]), np.array([face.box for face in b]))
-    return [(a[i], b[j]) for i, j in match_greedily(overlap, overlap >= SAME, np.zeros(len(b), bool))]
 
 
 def clocks() -> tuple[float, float]:

@@ -164,7 +164,9 @@ def live(options: argparse.Namespace) -> int:
     from img2pose_edge.senders import open_senders
 
     calibration = read_calibration(options.calibration) if options.calibration else None
-    detector = SharedDetector(**detector_options(options), smoothing=options.smoothing, calibration=calibration)
+    detector = SharedDetector(
+        **detector_options(options), smooth=options.smooth, fast=options.fast, calibration=calibration
+    )
     with open_senders(options.opentrack, options.osc) as send:
         serve(options.source, detector, options.host, options.port, send)
     return 0
@@ -447,6 +449,13 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of the engine")
 
 
+def add_frame_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
+    parser.add_argument(
+        "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
+    )
+
+
 def add_sender_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--opentrack",
@@ -478,11 +487,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="OUT.mp4", help="annotated video, with the file's sound")
     p.add_argument("--csv", type=Path, metavar="OUT.csv", help="a row for each face of each frame")
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
-    p.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
-    p.add_argument(
-        "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
-    )
+    add_frame_options(p)
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     add_sender_options(p)
     add_detector_options(p)
@@ -497,7 +503,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
     p.add_argument("--port", type=int, default=8000)
-    p.add_argument("--smoothing", action="store_true", help="tell faces apart and steady their poses")
+    add_frame_options(p)
     p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     add_sender_options(p)
     add_detector_options(p)

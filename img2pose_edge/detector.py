@@ -124,9 +124,7 @@ class PoseDetector:
         pixels = load_image(image)
         threshold = self._fraction("score_threshold", score_threshold, self.score_threshold)
         overlap = self._fraction("nms_iou", nms_iou, self.nms_iou)
-        camera = self.intrinsics if intrinsics is None else geometry.check_intrinsics(intrinsics)
-        if camera is None:
-            camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
+        camera = self.camera_of(pixels, intrinsics)
         network_image, scale = self.network_input(pixels, input_size)
         boxes = None
         with self._lock:  # engines reuse their output buffers
@@ -165,6 +163,21 @@ class PoseDetector:
                     yield frame, crops.detect(frame.image, frame.time, **options)
                 else:
                     yield frame, self.detect(frame.image, **options)
+
+    def camera_of(self, image: np.ndarray, intrinsics: Any = None) -> np.ndarray:
+        """(3, 3) camera matrix that the poses of an (H, W, 3) image refer to.
+
+        Args:
+            intrinsics: instead of the detector's.
+
+        Raises:
+            ValueError: if they are no camera matrix.
+        """
+        if intrinsics is not None:
+            return geometry.check_intrinsics(intrinsics)
+        if self.intrinsics is not None:
+            return self.intrinsics
+        return geometry.default_intrinsics(image.shape[1], image.shape[0])
 
     def network_input(self, image: np.ndarray, input_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """What the network sees of an (H, W, 3) uint8 BGR image.

@@ -138,7 +138,7 @@ class FastDetector:
             raise ValueError(f"fast must be an integer of at least 2 frames (or 0: off), got {every!r}")
         if detector.model.fixed:
             name = detector.model.path.name
-            raise ValueError(f"{name} takes images of one size only, so that crops would save nothing: leave out fast")
+            raise ValueError(f"{name} takes images of one size only, so that crops would save nothing: turn fast off")
         self.detector, self.every = detector, int(every)
         self.reset()
 
@@ -169,9 +169,7 @@ class FastDetector:
         if pixels.shape != self._shape:
             self.reset()
             self._shape = pixels.shape
-        camera = self.detector.intrinsics if intrinsics is None else geometry.check_intrinsics(intrinsics)
-        if camera is None:
-            camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
+        camera = self.detector.camera_of(pixels, intrinsics)
         known = self._expected(time) if self._seen else np.empty((0, 4))
         window = self._window(known, input_size) if len(known) == len(self._seen) > 0 else None
         due = self._since >= self.every
@@ -180,7 +178,7 @@ class FastDetector:
         if near is None or due:
             faces = self.detector.detect(pixels, input_size=input_size, intrinsics=camera, **options)
             if near:
-                for i, j in match(np.array([face.box for face in faces]).reshape(-1, 4), near):
+                for i, j in match(np.array([face.box for face in faces]), near):
                     faces[i] = near[j]
                 faces.sort(key=lambda face: -face.score)
             self._since = 0
@@ -216,9 +214,9 @@ class FastDetector:
         return Faces(face for i, face in enumerate(faces) if i in old or window.holds(face.box, pixels.shape))
 
 
-def match(boxes: np.ndarray, faces: Faces) -> list[tuple[int, int]]:
-    """Numbers of (N, 4) boxes, and of the faces whose boxes overlap them most."""
+def match(boxes: np.ndarray, faces: Faces, least: float = SURE_SIMILARITY) -> list[tuple[int, int]]:
+    """Numbers of (N, 4) boxes, and of the faces whose boxes overlap them most, by ``least`` (IoU) at least."""
     if not len(boxes) or not faces:
         return []
     overlap = pairwise_iou(boxes, np.array([face.box for face in faces]))
-    return match_greedily(overlap, overlap >= SURE_SIMILARITY, np.zeros(len(faces), bool))
+    return match_greedily(overlap, overlap >= least, np.zeros(len(faces), bool))

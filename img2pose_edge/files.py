@@ -1,9 +1,10 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and those that grow."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -15,3 +16,19 @@ def write_file(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def open_to_write(path: Path, mode: str = "wb") -> BinaryIO:
+    """A file without a buffer; missing folders are made.
+
+    Args:
+        mode: ``wb`` to begin anew, ``ab`` to go on at its end.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open(mode, buffering=0)  # type: ignore[return-value]
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error

@@ -20,6 +20,8 @@ def format_seconds(seconds: float) -> str:
 def track(items: Iterable[T], label: str, start: int = 0, total: int | None = None) -> Iterator[T]:
     """Iterate over ``items``, showing a bar when stderr is a terminal (a line a minute when it is not).
 
+    However the loop ends, the bar's line is ended, so that what is told next has one of its own.
+
     Args:
         items: what to iterate over.
         label: what is being done.
@@ -30,15 +32,18 @@ def track(items: Iterable[T], label: str, start: int = 0, total: int | None = No
     live = sys.stderr.isatty()
     began = shown = time.monotonic()
     number = 0
-    for number, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= (0.1 if live else 60):
-            shown = now
-            _show(label, start, number, end, now - began, live)
-    if live and number:
-        _show(label, start, number, end, time.monotonic() - began, live)
-        sys.stderr.write("\n")
+    try:
+        for item in items:
+            yield item
+            number += 1
+            now = time.monotonic()
+            if now - shown >= (0.1 if live else 60):
+                shown = now
+                _show(label, start, number, end, now - began, live)
+    finally:
+        if live and number:
+            _show(label, start, number, end, time.monotonic() - began, live)
+            sys.stderr.write("\n")
 
 
 def _show(label: str, start: int, number: int, end: int | None, seconds: float, live: bool) -> None:

@@ -16,6 +16,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.fast import FastDetector
+from img2pose_edge.files import open_to_write
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter
@@ -114,19 +115,6 @@ def check_paths(paths: Sequence[Path], source: Source) -> None:
             raise ValueError(f"{path} is the source, and would be overwritten")
 
 
-def check_writable(path: Path) -> None:
-    """Fail before any output is emptied.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-
-
 class _Outputs:
     """The annotated video and the tables, all of them or none."""
 
@@ -138,7 +126,7 @@ class _Outputs:
         try:
             for path in (out, *rows):
                 if path:
-                    check_writable(path)
+                    open_to_write(path, "ab").close()  # one that cannot be written fails before any is emptied
             self._video = self._files.enter_context(VideoWriter(out, size, rate, sound)) if out else None
             self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
         except BaseException:

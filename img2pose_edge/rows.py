@@ -14,6 +14,7 @@ from typing import Any
 
 from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face
+from img2pose_edge.files import open_to_write
 
 COLUMNS = (
     "image", "frame", "time", "id", "score", "x1", "y1", "x2", "y2",
@@ -56,11 +57,7 @@ class RowWriter:
         """
         path = Path(path)
         self._csv = _suffix(path) == ".csv"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise OSError(f"cannot write {path}: {error.strerror}") from error
+        self._file = open_to_write(path)
         if self._csv:
             self._append(",".join(COLUMNS) + "\n")
 

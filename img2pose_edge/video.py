@@ -23,6 +23,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 
+from img2pose_edge.files import open_to_write
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,8 @@ class VideoWriter:
 
         Raises:
             ImportError: without PyAV.
-            ValueError: if the suffix is another, or it cannot be written.
+            ValueError: if the suffix is another, or this PyAV cannot encode.
+            OSError: if it cannot be written.
         """
         try:
             import av
@@ -261,12 +263,8 @@ class VideoWriter:
         self._av: Any = av
         self.path = path
         options = {"movflags": "frag_keyframe+delay_moov+default_base_moof"} if path.suffix.lower() == ".mp4" else {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("wb").close()
-            self._file: Any = av.open(str(path), "w", options=options)
-        except (OSError, av.FFmpegError) as error:
-            raise ValueError(f"cannot write {path}: {error}") from error
+        open_to_write(path).close()
+        self._file: Any = av.open(str(path), "w", options=options)
         # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second
         # a key frame, with which a fragment begins.
         options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(round(rate), 1))}

@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 import pytest
 
+from img2pose_edge import Faces, PoseDetector
 from img2pose_edge.calibration import Calibration
 from img2pose_edge.cli import main
 from img2pose_edge.draw import draw_faces
@@ -409,10 +410,10 @@ def test_frames_of_the_calibrated_camera(
     camera.image = bent[1]
     (truth,) = calibrated.detect(bent[0], LENS.intrinsics)
     with TestClient(server.make_app(Capture(0, calibrated)), base_url=HERE) as client:
-        client.post("/settings", json={"smoothing": True})
+        client.post("/settings", json={"smooth": True})
         with client.websocket_connect(CAMERA) as socket:
-            message = until(socket, lambda m: m["type"] == "frame" and m["settings"]["smoothing"])
-        client.post("/settings", json={"smoothing": False})
+            message = until(socket, lambda m: m["type"] == "frame" and m["settings"]["smooth"])
+        client.post("/settings", json={"smooth": False})
     (face,) = message["faces"]
     assert face["id"] == 0
     assert message["calibrated"]
@@ -446,7 +447,9 @@ def test_settings_change_for_everyone_or_not_at_all(clip: Path) -> None:
             ({"model": 3}, "setting model cannot be 3"),
             ({"input_size": True}, "setting input_size cannot be True"),
             ({"input_size": 5000}, "input_size must be at most 1920"),
-            ({"smoothing": True, "score_threshold": 2}, "score_threshold must be between 0 and 1, got 2"),
+            ({"fast": 2.5}, "setting fast cannot be 2.5"),
+            ({"input_size": 320, "fast": 1}, "fast must be an integer of at least 2 frames (or 0: off), got 1"),
+            ({"smooth": True, "score_threshold": 2}, "score_threshold must be between 0 and 1, got 2"),
             ([], "settings must be a JSON object, got []"),
         ):
             response = client.post("/settings", json=wanted)
@@ -455,24 +458,44 @@ def test_settings_change_for_everyone_or_not_at_all(clip: Path) -> None:
         assert client.post("/settings", content=b"{").status_code == 400
         assert client.post("/settings", content=b"[" * 100000).status_code == 400
         assert client.get("/settings").json() == before
-        client.post("/settings", json={"model": "edge-n-int8", "score_threshold": 0.3, "smoothing": True})
+        client.post("/settings", json={"model": "edge-n-int8", "score_threshold": 0.3, "smooth": True})
         assert client.get("/settings").json()["settings"] == {
             "model": "edge-n-int8",
             "input_size": 640,
             "score_threshold": 0.3,
-            "smoothing": True,
+            "smooth": True,
+            "fast": 0,
         }
         with client.websocket_connect(CAMERA) as socket:
             socket.send_text("next")
             message = socket.receive_json()
-        assert message["settings"]["smoothing"]
+        assert message["settings"]["smooth"]
         assert [face["id"] for face in message["faces"]] == [0]
+
+
+def test_crops_and_a_model_of_one_size_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ai_edge_litert")
+    assert main(["live", "--fast", "1"]) == 1
+    assert "fast must be an integer of at least 2 frames" in capsys.readouterr().err
+    why = "edge-n-int8-640x480.tflite takes images of one size only"
+    with pytest.raises(ValueError, match=why):
+        SharedDetector("edge-n-int8-640x480", fast=5)
+    detector = SharedDetector("edge-n", threads=1, fast=5)
+    before = detector.settings
+    with pytest.raises(ValueError, match=why):
+        detector.change({"model": "edge-n-int8-640x480"})
+    assert detector.settings == before
+    detector.change({"model": "edge-n-int8-640x480", "fast": 0})
+    with pytest.raises(ValueError, match=why):
+        detector.change({"fast": 5})
 
 
 def test_the_api_is_written_down(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {"/detect", "/settings", "/ws"}
+    told = client.get("/openapi.json").json()["components"]["schemas"]["Settings"]["properties"]
+    assert list(told) == list(client.get("/settings").json()["settings"])
     routes = {route.path: getattr(route, "methods", None) or {"GET"} for route in client.app.routes}  # type: ignore[attr-defined]
     for path, methods in paths.items():
         assert {m.upper() for m in methods} == routes[path] - {"HEAD"}
@@ -556,6 +579,114 @@ def until(socket: Any, right: Callable[[dict[str, Any]], bool]) -> dict[str, Any
         if right(message):
             return message
     raise AssertionError(f"never told, last: {message}")
+
+
+@pytest.fixture
+def portrait(astronaut: np.ndarray) -> np.ndarray:
+    """(480, 640, 3): a face of 80 pixels on grey."""
+    picture = np.full((480, 640, 3), 127, np.uint8)
+    picture[140:360, 110:330] = astronaut[10:230, 115:335]
+    return picture
+
+
+@pytest.fixture
+def even(camera: type[Camera], portrait: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> type[Camera]:
+    """A camera whose clock does not tell how busy the machine is: after a pause faces are looked for everywhere."""
+
+    def frames(self: Camera) -> Iterator[Frame]:
+        for index in range(10000):
+            time.sleep(0.005)
+            yield Frame(self.image, index, index / 30)
+
+    monkeypatch.setattr(camera, "__iter__", frames)
+    camera.image = portrait
+    return camera
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, bool]]:
+    """Of each picture that a detector gets: its model, the longest side that the network sees, whether it is whole."""
+    noted = []
+    given = PoseDetector.detect
+
+    def detect(self: PoseDetector, image: np.ndarray, **options: Any) -> Faces:
+        noted.append((self.model.path.stem, options["input_size"], image.shape == (480, 640, 3)))
+        return given(self, image, **options)
+
+    monkeypatch.setattr(PoseDetector, "detect", detect)
+    return noted
+
+
+def test_crops_only_where_they_are_asked_for(
+    even: type[Camera], portrait: np.ndarray, looked_at: list[tuple[str, int, bool]]
+) -> None:
+    detector = SharedDetector("edge-n-int8", threads=1)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        (plain,) = until(socket, lambda m: m["number"] >= 5)["faces"]
+        assert len(looked_at) >= 5
+        assert all(whole for *_, whole in looked_at)
+        client.post("/settings", json={"fast": 4, "smooth": True})
+        until(socket, lambda m: m["settings"]["fast"] == 4)
+        looked_at.clear()
+        first = next_message(socket)["number"]
+        message = until(socket, lambda m: m["number"] >= first + 9)
+        wholes = [k for k, (*_, whole) in enumerate(looked_at) if whole]
+        assert len(wholes) >= 2
+        assert set(np.diff(wholes)) == {4}
+        (face,) = message["faces"]
+        assert face["id"] == 0
+        np.testing.assert_allclose(face["translation"], plain["translation"], rtol=0.03, atol=0.03)
+        looked_at.clear()
+        picture = cv2.imencode(".png", portrait)[1].tobytes()
+        client.post("/settings", json={"fast": 10**6})
+        for _ in range(3):
+            assert client.post("/detect", content=picture).json()["faces"] == [plain], "photographs are seen whole"
+
+
+def test_a_new_face_appears_beside_the_crop(even: type[Camera], portrait: np.ndarray) -> None:
+    two = portrait.copy()
+    two[:, 400:620] = portrait[:, 110:330]
+    detector = SharedDetector("edge-n-int8", threads=1, fast=8)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        assert len(until(socket, lambda m: m["number"] >= 3)["faces"]) == 1
+        even.image = two
+        before = next_message(socket)["number"]
+        after = until(socket, lambda m: len(m["faces"]) == 2)["number"]
+        assert after - before <= 9, "one was on its way"
+        even.image = np.full_like(portrait, 127)
+        until(socket, lambda m: not m["faces"])
+        even.image = portrait
+        until(socket, lambda m: len(m["faces"]) == 1)
+
+
+def test_crops_begin_anew_with_other_settings(even: type[Camera], looked_at: list[tuple[str, int, bool]]) -> None:
+    detector = SharedDetector("edge-n-int8", threads=1, fast=10**6)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        until(socket, lambda m: m["number"] >= 3)
+        assert [whole for *_, whole in looked_at].count(True) == 1
+        for change, model, size, faces in (
+            ({"input_size": 480}, "edge-n-int8", 480, 1),
+            ({"model": "edge-n"}, "edge-n", 640, 1),
+            ({"score_threshold": 0.99}, "edge-n", 640, 0),
+        ):
+            looked_at.clear()
+            client.post("/settings", json=change)
+            changed = until(socket, lambda m, change=change: m["settings"].items() >= change.items())["number"]
+            message = until(socket, lambda m, changed=changed: m["number"] >= changed + 3)
+            assert len(message["faces"]) == faces
+            frames = [look for look in looked_at if look[2] and look[1] == size and look[0] == model]
+            assert frames, "the first is looked at whole"
+            assert len(frames) == 1 or not faces
+            assert {name for name, *_ in looked_at[-3:]} == {model}
 
 
 def test_poses_are_sent_though_nobody_looks(camera: type[Camera], detector: SharedDetector) -> None:
@@ -698,6 +829,16 @@ def test_only_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch, clip: Pat
     assert "camera 97 does not open" in capsys.readouterr().err
 
 
+def test_options_are_the_first_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[SharedDetector] = []
+    monkeypatch.setattr(command, "serve", lambda source, detector, *_: served.append(detector))
+    assert main(["live", "--model", "edge-n"]) == 0
+    assert main(["live", "--model", "edge-n", "--smooth", "--fast", "7", "--input-size", "320"]) == 0
+    plain, chosen = (detector.settings for detector in served)
+    assert (plain.smooth, plain.fast, plain.input_size) == (False, 0, 640)
+    assert (chosen.smooth, chosen.fast, chosen.input_size) == (True, 7, 320)
+
+
 def test_what_cannot_be_served_is_named(clip: Path, capsys: Any) -> None:
     assert main(["live", "--source", "absent.mp4"]) == 1
     assert "no video absent.mp4" in capsys.readouterr().err
@@ -824,9 +965,11 @@ def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, t
         assert 20 < (space[..., 0] - space[..., 2] > 60).sum() < 0.1 * space[..., 0].size, "a blue head in space"
         page.uncheck("#boxes")
         page.uncheck("#axes")
-        page.check("#smoothing")
+        page.select_option("#fast", "10")
+        page.check("#smooth")
         expect(page.locator("#faces td").first).to_have_text("0")  # identities count from 0
-        assert detector.settings.smoothing
+        assert detector.settings.smooth
+        assert detector.settings.fast == 10
 
         twice = np.hstack([astronaut, astronaut])
         page.evaluate(DROP, [list(cv2.imencode(".png", twice)[1].tobytes()), "two.png"])

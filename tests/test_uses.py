@@ -134,6 +134,8 @@ def test_supervision_draws_faces_of_a_photograph(astronaut: np.ndarray) -> None:
 
 
 def test_trackers_keep_faces_apart() -> None:
+    # In no extra: it depends on opencv-python, which writes over the files of our opencv-python-headless and needs
+    # libGL. `pip install --no-deps trackers` beside the extra dev is enough for this test (2.6.1).
     trackers = pytest.importorskip("trackers")
     tracker = trackers.ByteTrackTracker(minimum_consecutive_frames=1)
     seen = []

@@ -246,7 +246,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.mp4 or \.mkv, got .*out\.avi"):
         VideoWriter(tmp_path / "out.avi", (48, 64), 25)
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(ValueError, match=r"cannot write .*folder\.mp4"):
+    with pytest.raises(OSError, match=r"cannot write .*folder\.mp4"):
         VideoWriter(tmp_path / "folder.mp4", (48, 64), 25)
 
 
@@ -403,6 +403,39 @@ def test_a_source_that_breaks_off_keeps_what_was_before(
     assert "broken off after 2 frames" in told
     assert [row["frame"] for row in read_rows(table)] == [0, 1]
     assert len(times(out)) == 2
+
+
+def append_video(path: Path, image: np.ndarray, frames: int) -> None:
+    """Frames at the end of an H.264 stream, bare or in MPEG-TS."""
+    part = path.with_stem("part")
+    with av.open(str(part), "w") as container:
+        video = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        video.height, video.width, video.pix_fmt = *image.shape[:2], "yuv420p"
+        for _ in range(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
+        container.mux(video.encode(None))
+    with path.open("ab") as joined:
+        joined.write(part.read_bytes())
+
+
+@pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 repeats old pixels there")
+@pytest.mark.parametrize("suffix", [".h264", ".ts"])
+@pytest.mark.parametrize("size", [(640, 640), (160, 160), (240, 320)])
+def test_frames_of_another_size_in_a_stream_are_stretched_to_the_first(
+    astronaut: np.ndarray, tmp_path: Path, suffix: str, size: tuple[int, int]
+) -> None:
+    stream, table, out = tmp_path / f"joined{suffix}", tmp_path / "a.csv", tmp_path / "a.mp4"
+    append_video(stream, np.ascontiguousarray(astronaut[:320, 40:360]), 30)  # few would not be taken for the first size
+    append_video(stream, cv2.resize(astronaut[:320, 100:420], size[::-1], interpolation=cv2.INTER_AREA), 4)
+    assert main(["video", str(stream), "--csv", str(table), "--out", str(out), "--threads", "1"]) == 0
+    rows = read_rows(table)
+    assert [row["frame"] for row in rows] == list(range(34))
+    assert len(times(out)) == 34
+    assert all(former["time"] < later["time"] for former, later in pairwise(rows))
+    before, after = rows[29], rows[30]
+    assert after["x1"] - before["x1"] == pytest.approx(-60, abs=4), "60 pixels of the first size"
+    assert after["x2"] - before["x2"] == pytest.approx(-60, abs=4)
+    assert after["y2"] - before["y2"] == pytest.approx(0, abs=4)
 
 
 def test_a_video_that_was_cut_off_is_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 
 from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.senders import Send
-from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Source, without_password
 
 logger = logging.getLogger(__name__)
@@ -133,21 +132,19 @@ class Capture:
     def _show(self, source: Source) -> None:
         opened = time.monotonic()
         period, last = 0.0, opened
-        settings, tracker = self.detector.settings, PoseTracker()
+        stream = self.detector.stream()
         for number, frame in enumerate(source):
             if not self._wanted:
                 return
-            if number == 0 or settings != self.detector.settings:
-                settings = self.detector.settings
-                tracker = PoseTracker(sure_score=settings.score_threshold)
+            if stream.settings != self.detector.settings:
+                stream = self.detector.stream()
             if not source.live:
                 early = opened + frame.time - time.monotonic()
                 self._stop.wait(max(early, 0.0))
                 opened = max(opened, opened - early)
             taken = opened + frame.time
             camera = self.detector.camera(frame.image)
-            follow = tracker if settings.smoothing else None
-            looked, seen = self.detector.look(frame.image, camera, follow, frame.time)
+            looked, seen = self.detector.look(frame.image, camera, stream, frame.time)
             for call in self.send:
                 call(looked.faces, looked.ids)
             now = time.monotonic()

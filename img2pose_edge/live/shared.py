@@ -14,7 +14,7 @@ from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import choose_engine, installed
 from img2pose_edge.face import Faces
-from img2pose_edge.geometry import default_intrinsics
+from img2pose_edge.fast import FastDetector
 from img2pose_edge.look import Looked, look
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.tracking import PoseTracker
@@ -31,16 +31,57 @@ class Settings:
         model: name of a bundled model, or of the one that the server was started with.
         input_size: longest side, in pixels, at which the network sees the picture.
         score_threshold: least score of a face, 0 to 1.
-        smoothing: give the camera's faces identities and steady poses.
+        smooth: give the camera's faces identities and steady poses.
+        fast: of the camera's frames, look at the whole one one time in so many only, and at crops around known faces
+            in between; 0: at every whole frame.
     """
 
     model: str
     input_size: int
     score_threshold: float
-    smoothing: bool
+    smooth: bool
+    fast: int
 
 
-KINDS: dict[str, Any] = {"model": str, "input_size": int, "score_threshold": (int, float), "smoothing": bool}
+KINDS: dict[str, Any] = {
+    "model": str,
+    "input_size": int,
+    "score_threshold": (int, float),
+    "smooth": bool,
+    "fast": int,
+}
+
+
+class Stream:
+    """Finds the faces of the camera's frames, in order, while the settings hold.
+
+    Attributes:
+        settings: they hold.
+        tracker: gives the faces ids and steadies them; ``None``: neither is wanted.
+    """
+
+    def __init__(self, detector: PoseDetector, settings: Settings) -> None:
+        """
+        Raises:
+            ValueError: naming the setting that is wrong.
+        """
+        self.settings = settings
+        self.tracker = PoseTracker(sure_score=settings.score_threshold) if settings.smooth else None
+        self._detector = detector
+        self._crops = FastDetector(detector, settings.fast) if settings.fast else None
+
+    def detect(self, image: np.ndarray, moment: float, intrinsics: np.ndarray) -> Faces:
+        """Faces of the next frame, best first.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            moment: of the frame, seconds, later than the last.
+            intrinsics: (3, 3) camera matrix.
+        """
+        if self._crops is None:
+            return find(self._detector, self.settings, image, intrinsics)
+        size, threshold = self.settings.input_size, self.settings.score_threshold
+        return self._crops.detect(image, moment, input_size=size, score_threshold=threshold, intrinsics=intrinsics)
 
 
 class SharedDetector:
@@ -52,19 +93,21 @@ class SharedDetector:
         engine: str = "auto",
         input_size: int | None = None,
         score_threshold: float | None = None,
-        smoothing: bool = False,
+        smooth: bool = False,
+        fast: int = 0,
         calibration: Calibration | None = None,
         **options: Any,
     ) -> None:
-        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smoothing`` and the
-        camera's ``calibration``."""
+        """Arguments and errors are those of :class:`~img2pose_edge.PoseDetector`, but for ``smooth`` and ``fast`` of
+        :class:`Settings` and the camera's ``calibration``."""
         self.calibration = calibration
         self._make = {"engine": engine, **options}
         detector = PoseDetector(model, input_size=input_size, score_threshold=score_threshold, **self._make)
         self._models = {name: name for name in usable_models(engine)}
         name = detector.model.path.stem
         self._models[name] = name if model is None else model  # a path is nobody's business
-        settings = Settings(name, detector.input_size, detector.score_threshold, smoothing)
+        settings = Settings(name, detector.input_size, detector.score_threshold, smooth, fast)
+        Stream(detector, settings)  # wrong ones are told now
         self._current = settings, detector
         self._lock = threading.Lock()
 
@@ -72,6 +115,11 @@ class SharedDetector:
     def settings(self) -> Settings:
         """Those that hold now."""
         return self._current[0]
+
+    def stream(self) -> Stream:
+        """For the camera's next frames, with the settings that hold now."""
+        settings, detector = self._current
+        return Stream(detector, settings)
 
     def camera(self, image: np.ndarray) -> Calibration | None:
         """The calibrated camera, if there is one, for an image of this size.
@@ -90,7 +138,7 @@ class SharedDetector:
         for name, value in wanted.items():
             if name not in KINDS:
                 raise ValueError(f"there is no setting {name!r}, only {', '.join(KINDS)}")
-            if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and name != "smoothing"):
+            if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and name != "smooth"):
                 raise TypeError(f"setting {name} cannot be {value!r}")
         with self._lock:
             settings, detector = self._current
@@ -102,6 +150,7 @@ class SharedDetector:
             settings = replace(settings, **wanted)
             # Checks the values, and that the engine is there.
             find(detector, settings, np.zeros((32, 32, 3), np.uint8))
+            Stream(detector, settings)
             self._current = settings, detector
         return settings
 
@@ -123,7 +172,7 @@ class SharedDetector:
         self,
         image: np.ndarray,
         camera: Calibration | None,
-        tracker: PoseTracker | None = None,
+        stream: Stream | None = None,
         moment: float = 0.0,
         **changes: Any,
     ) -> tuple[Looked, dict[str, Any]]:
@@ -132,18 +181,20 @@ class SharedDetector:
         Args:
             image: (H, W, 3) uint8 BGR.
             camera: of the image's size; poses are then those in it, without distortion.
-            tracker: gives the faces ids and steadies them.
-            moment: of the image, seconds, for the tracker.
-            changes: ``input_size`` and ``score_threshold`` of this image only.
+            stream: whose next frame it is.
+            moment: of the frame, seconds.
+            changes: of an image that is no frame, its own ``input_size`` and ``score_threshold``.
 
         Raises:
             ValueError: if one of these cannot be.
         """
         began = time.monotonic()
         height, width = image.shape[:2]
-        intrinsics = default_intrinsics(width, height) if camera is None else camera.intrinsics
-        found = self.detect(image, intrinsics=intrinsics, **changes)
-        looked = look(found, moment, tracker, camera)
+        intrinsics = self._current[1].camera_of(image, camera and camera.intrinsics)
+        if stream:
+            looked = look(stream.detect(image, moment, intrinsics), moment, stream.tracker, camera)
+        else:
+            looked = look(self.detect(image, intrinsics, **changes), moment, None, camera)
         faces = [face.to_dict() for face in looked.faces]
         for face, number in zip(faces, looked.ids or [], strict=looked.ids is not None):
             face["id"] = number

@@ -367,7 +367,7 @@ def train(
             stop = stop or 0 < options.patience <= stale
         if rank == 0 and (done % save_every == 0 or stop):
             save_checkpoint(snapshot(done), last)
-        if stop:
+        if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
             break
     if world > 1:
         # No process returns before the checkpoint is written. The group's threads end with its last owner, DDP;

@@ -190,13 +190,13 @@ byId("snapshot").onclick = () => {
 
 // --- settings ------------------------------------------------------------------------------------
 
-const controls = ["model", "input_size", "score_threshold", "smoothing"].map(byId);
+const controls = ["model", "input_size", "score_threshold", "smooth", "fast"].map(byId);
 
 // What the server says, but where the reader is choosing.
 function setControls(settings) {
-  const size = byId("input_size");
-  if (![...size.options].some((option) => Number(option.value) === settings.input_size)) {
-    size.add(new Option(settings.input_size));
+  for (const id of ["input_size", "fast"]) {
+    const options = byId(id);
+    if (![...options].some(({ value }) => Number(value) === settings[id])) options.add(new Option(settings[id]));
   }
   for (const control of controls) {
     if (control === document.activeElement && control.type !== "checkbox") continue;
