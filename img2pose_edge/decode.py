@@ -47,14 +47,16 @@ def candidates(
         scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
     """
     logit = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(np.inf, threshold - 0.5)
-    levels = []
+    width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
+    levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
         flat = score.reshape(-1)
         kept = np.flatnonzero(flat >= logit)
-        rows = np.empty((4 + pose.shape[1], len(kept)))  # logit, column, row, stride, pose
-        rows[0], rows[1], rows[2], rows[3] = flat[kept], kept % score.shape[-1], kept // score.shape[-1], stride
-        rows[4:] = pose.reshape(pose.shape[1], -1)[:, kept]
-        levels.append(rows)
+        if len(kept):
+            rows = np.empty((width, len(kept)))
+            rows[0], rows[1], rows[2], rows[3] = flat[kept], kept % score.shape[-1], kept // score.shape[-1], stride
+            rows[4:] = pose.reshape(pose.shape[1], -1)[:, kept]
+            levels.append(rows)
     found = np.concatenate(levels, axis=1)
     found = found[:, np.argsort(-found[0], kind="stable")]
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
