@@ -70,6 +70,11 @@ def _dot(a: Array, b: Array) -> Array:
     return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
 
 
+def _times(stack: Array, matrix: Array) -> Array:
+    """(..., N, 3) times (3, 3) or (..., 3, 3): of numpy's products of many small matrices, one large if it can be."""
+    return (stack.reshape(-1, 3) @ matrix).reshape(stack.shape) if matrix.ndim == 2 else stack @ matrix
+
+
 # --- rotations -----------------------------------------------------------------------------------
 
 
@@ -423,14 +428,16 @@ def project_ellipsoid_box(
         (..., 4) x1, y1, x2, y2 in pixels. The ellipsoid must lie in front of the camera.
     """
     xp = namespace(rotation)
-    view = intrinsics @ rotation  # (..., 3, 3)
-    middle = (view @ center[..., None])[..., 0] + (intrinsics @ translation[..., None])[..., 0]
-    axes = view * semi_axes
+    # The columns of K R, scaled by the semi-axes, and K (R c + t).
+    columns = _times(_transpose(rotation), _transpose(intrinsics))
+    moved = _times(translation[..., None, :], _transpose(intrinsics))[..., 0, :]
+    i, j, k = columns[..., 0, :], columns[..., 1, :], columns[..., 2, :]
+    middle = i * center[0] + j * center[1] + k * center[2] + moved
+    i, j, k = i * semi_axes[0], j * semi_axes[1], k * semi_axes[2]
 
     # Of the dual conic C*, the last column and the diagonal.
-    a, b, c = axes[..., 0], axes[..., 1], axes[..., 2]
-    column = middle * middle[..., 2:] - (a * a[..., 2:] + b * b[..., 2:] + c * c[..., 2:])
-    diagonal = middle * middle - (a * a + b * b + c * c)
+    column = middle * middle[..., 2:] - (i * i[..., 2:] + j * j[..., 2:] + k * k[..., 2:])
+    diagonal = middle * middle - (i * i + j * j + k * k)
     depth = column[..., 2:]
     outline = column[..., :2] / depth
     half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)
