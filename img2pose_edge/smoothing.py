@@ -142,8 +142,9 @@ class PoseFilter:
             (M, 4), in size and place; what turning does to them is left out.
         """
         moved = self.speed[:, 3:] * (time - self.seen)[:, None]
-        place = self.measured[:, [4, 5, 4, 5]]
-        return (boxes - place) * np.exp(-moved[:, 2:]) + (place + moved[:, [0, 1, 0, 1]])
+        place = self.measured[:, None, 4:6]
+        grown = (boxes.reshape(-1, 2, 2) - place) * np.exp(-moved[:, 2, None, None])
+        return (grown + place + moved[:, None, :2]).reshape(-1, 4)
 
     def update(self, rows: np.ndarray, states: np.ndarray, time: float) -> None:
         """Measurements of (N,) rows: (N, 7) states at ``time``, later than the last (seconds)."""

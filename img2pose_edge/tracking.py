@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
@@ -177,8 +178,8 @@ class PoseTracker:
     def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
         """(N, 4) boxes at depth 1 of the camera frame, where pictures of any size and zoom agree."""
         camera = self._camera
-        middle, focal = camera[[0, 1, 0, 1], 2], camera[[0, 1, 0, 1], [0, 1, 0, 1]]
-        return (np.array([face.box for face in faces]) - middle) / focal
+        corners = np.array([face.box for face in faces]).reshape(-1, 2, 2)
+        return ((corners - camera[:2, 2]) / camera.diagonal()[:2]).reshape(-1, 4)
 
     def _match(
         self, boxes: np.ndarray, states: np.ndarray, sure: np.ndarray, time: float
@@ -216,14 +217,13 @@ class PoseTracker:
         with np.errstate(invalid="ignore"):
             boxes = project_face_box(rotation, translation, self._camera)
         shown = np.isfinite(boxes).all(1).tolist()
-        tracked = []
-        parts = zip(rows.tolist(), shown, boxes, poses, rotation, local, matrix_to_angles(local), strict=True)
-        for row, fits, box, pose, turn, local_turn, angles in parts:
-            track = self._tracks[row]
-            if fits:
-                face = Face(track.raw.score, box, pose, turn, local_turn, angles, self._camera)
-                tracked.append(TrackedFace(track.id, face, track.raw, float(age[row]), float(unseen[row])))
-        return tracked
+        tracks = [self._tracks[row] for row in rows.tolist()]
+        raw = [track.raw for track in tracks]
+        parts = boxes, poses, rotation, local, matrix_to_angles(local), repeat(self._camera)
+        smooth = map(Face, [face.score for face in raw], *parts)
+        times = age[rows].tolist(), unseen[rows].tolist()
+        tracked = map(TrackedFace, [track.id for track in tracks], smooth, raw, *times)
+        return [face for face, fits in zip(tracked, shown, strict=True) if fits]
 
 
 def match_greedily(similarity: np.ndarray, may: np.ndarray, late: np.ndarray) -> list[tuple[int, int]]:
