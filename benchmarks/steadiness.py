@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,11 +183,12 @@ def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> 
     :data:`STILL_SHIFT`. Slow true motion that is no straight line counts as jitter of both.
 
     Returns:
-        ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box), ``None`` if no face is ever
-        still; ``seconds`` of still faces.
+        ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box); with ``_shake`` behind, from
+        the frame-to-frame part alone (:func:`shake`); ``None`` if no face is ever still; ``seconds`` of still faces.
     """
     length = max(round(STRETCH / float(np.median(np.diff(times)))), 4)
-    rest: dict[str, list[np.ndarray]] = {"raw_deg": [], "smooth_deg": [], "raw_px": [], "smooth_px": []}
+    names = [f"{which}_{unit}" for which in ("raw", "smooth") for unit in ("deg", "px")]
+    rest: dict[str, list[np.ndarray]] = {name: [] for name in names + [f"{name}_shake" for name in names]}
     for start in range(0, len(times) - length + 1, length):
         part = tracked[start : start + length]
         now = times[start : start + length] - times[start]
@@ -200,8 +202,11 @@ def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> 
             width = float(np.mean([f.box[2] - f.box[0] for f in raw]))
             if np.linalg.norm(turns[0][0]) <= STILL_SPEED and np.abs(sides[0][0]).max() <= STILL_SHIFT * width:
                 for which, name in enumerate(("raw", "smooth")):
-                    rest[f"{name}_deg"].append((turns[which][1] ** 2).sum(1))
-                    rest[f"{name}_px"].append((sides[which][1] ** 2).ravel())
+                    turned, moved = turns[which][1], sides[which][1]
+                    rest[f"{name}_deg"].append((turned**2).sum(1))
+                    rest[f"{name}_px"].append((moved**2).ravel())
+                    rest[f"{name}_deg_shake"].append((shake(turned) ** 2).sum(1))
+                    rest[f"{name}_px_shake"].append((shake(moved) ** 2).ravel())
     figures = {k: float(np.sqrt(np.concatenate(v).mean())) if v else None for k, v in rest.items()}
     return {**figures, "seconds": len(rest["raw_deg"]) * length * float(np.median(np.diff(times)))}
 
@@ -210,6 +215,12 @@ def turned_from_mean(rotations: np.ndarray) -> np.ndarray:
     """(N, 3) rotation vectors in degrees from the mean of (N, 3, 3) rotations."""
     turned: np.ndarray = np.degrees(geometry.matrix_to_rotvec(mean_rotation(rotations).T @ rotations))
     return turned
+
+
+def shake(values: np.ndarray) -> np.ndarray:
+    """(N - 2, C) second differences of (N, C) over sqrt 6: noise that is new in each frame keeps its RMS, slow motion
+    of whatever form hardly shows (the estimate of noise of Gasser, Sroka and Jennen-Steinmetz, Biometrika 1986)."""
+    return np.diff(values, 2, axis=0) / np.sqrt(6)
 
 
 def straighten(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,16 +260,23 @@ def time_tracker(detector: PoseDetector, faces: int = 10, rounds: int = 60, call
     By turns with detection, ``calls`` at a time: the first of them finds the caches full of the network.
 
     Returns:
-        ``first_ms``, ``median_ms`` of the rest, and how many ``faces`` there were.
+        ``first_ms``, ``median_ms`` of the rest, ``alone_ms`` of as many calls without detections between them, and how
+        many ``faces`` there were.
     """
     image = still_scene(faces)
-    rng, tracker = np.random.default_rng(0), PoseTracker()
+    rng, tracker, frame = np.random.default_rng(0), PoseTracker(), itertools.count()
+
+    def update() -> float:
+        now = next(frame) / RATE
+        began = time.perf_counter()
+        tracker.update(found, now)
+        return (time.perf_counter() - began) * 1e3
+
     spent = np.empty((rounds, calls))
     for i in range(rounds):
         noisy = np.clip(image + rng.integers(-3, 4, image.shape), 0, 255).astype(np.uint8)
         found = detector.detect(noisy)
-        for j in range(calls):
-            began = time.perf_counter()
-            tracker.update(found, (i * calls + j) / RATE)
-            spent[i, j] = (time.perf_counter() - began) * 1e3
-    return {"faces": len(found), "first_ms": float(np.median(spent[:, 0])), "median_ms": float(np.median(spent[:, 1:]))}
+        spent[i] = [update() for _ in range(calls)]
+    alone = [update() for _ in range(rounds * calls)]
+    figures = {"first_ms": spent[:, 0], "median_ms": spent[:, 1:], "alone_ms": np.array(alone)}
+    return {"faces": len(found), **{name: float(np.median(values)) for name, values in figures.items()}}

@@ -265,16 +265,20 @@ def tables(document: dict[str, Any]) -> str:
         row = [title, str(figures["faces"]), *(both(figures, k, 0) for k in ("lag_ms", "raw_late_ms", "late_ms"))]
         moving.append([*row, *(both(figures, k, 1) for k in ("raw_deg", "smooth_deg")), str(figures["switches"])])
     watched = [["clip", "frames a second", "lasting faces", "ids", "switches", "still, s", "raw °", "smoothed °"]]
-    watched[0] += ["raw px", "smoothed px"]
+    watched[0] += ["raw px", "smoothed px", "shaking, times less: °", "px"]
     for clip in clips:
         row = [clip["clip"], f"{clip['rate']:g}", *(str(clip[k]) for k in ("lasting", "ids", "switches"))]
         shown = [clip[k] for k in ("raw_deg", "smooth_deg", "raw_px", "smooth_px")]
-        figures = ("–" if value is None else f"{value:.2f}" for value in shown)
+        figures = ["–" if value is None else f"{value:.2f}" for value in shown]
+        for unit in ("deg", "px"):
+            raw, smooth = (clip[f"{which}_{unit}_shake"] for which in ("raw", "smooth"))
+            figures.append("–" if raw is None else f"{raw / smooth:.1f}")
         watched.append([*row, f"{clip['seconds']:.1f}", *figures])
     spent = document["tracker"]
     tracker = (
-        f"`PoseTracker.update` with {spent['faces']:.0f} faces: {spent['median_ms']:.2f} ms (median), "
-        f"{spent['first_ms']:.2f} ms right after a detection, which leaves the caches full of the network."
+        f"`PoseTracker.update` with {spent['faces']:.0f} faces: {spent['alone_ms']:.2f} ms (median) by itself; between "
+        f"detections {spent['median_ms']:.2f} ms, {spent['first_ms']:.2f} ms right after one, which leaves the caches "
+        "full of the network."
     )
     fast = [
         ["fast path", "engine", "whole frame one time in", "ms: median", "p95", "CPU ms, mean", "faces missed", "extra"]
