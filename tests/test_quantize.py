@@ -39,6 +39,7 @@ from torch.fx import GraphModule, Node
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
 from img2pose_edge.manifest import sha256
+from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.loop import TrainOptions, train
@@ -147,9 +148,15 @@ def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
     terms = [n for n in convolutions if becomes_a_term(n)]
     assert len(terms) == 16
     for source, weight, bias, *_ in (n.args for n in terms):
-        assert (get_attribute(graph, weight.args[0]) % 2 == 0).all()
+        whole = get_attribute(graph, weight.args[0])
+        assert (whole % 2 == 0).all()
         sums = get_attribute(graph, bias) / (source.args[1] * get_attribute(graph, weight.args[1]))
-        assert (sums % 2 == 1).all(), "no sum lies in the middle of two steps"
+        # The product of a bias of many steps and a step of five bits may need more than float32's 24.
+        small = sums.abs() < 2**22
+        assert (sums - sums.round()).abs()[small].max() < 0.25
+        assert (sums.round()[small] % 2 == 1).all(), "no sum lies in the middle of two steps"
+        most = 255 * whole.float().abs().flatten(1).sum(1)
+        assert (sums[~small] < -most[~small]).all(), "a channel whose bias is larger is off whatever it sees"
 
 
 def test_a_step_is_the_best_power_of_two() -> None:
@@ -311,7 +318,7 @@ def test_a_tflite_model_has_one_size(tmp_path: Path, astronaut: np.ndarray) -> N
     assert pixels.shape == (320, 416, 3)
     np.testing.assert_allclose(scale, 1, atol=0.01)
     (ours,), (theirs,) = detector(astronaut), PoseDetector("edge-n")(astronaut)  # shrunk to fit
-    np.testing.assert_allclose(ours.box, theirs.box, atol=6)
+    assert pairwise_iou(ours.box[None], theirs.box[None]) > 0.8
     with pytest.raises(ValueError, match=r"engine 'onnxruntime' does not run n\.tflite: tflite does"):
         PoseDetector(tmp_path / "n.tflite", engine="onnxruntime")(astronaut)
 
@@ -390,7 +397,7 @@ def test_fine_tuning_for_int8(tiny_data: Path, tmp_path: Path, astronaut: np.nda
 
     export_model(last, tmp_path / "n8.onnx", ExportOptions(precision="int8"))
     (ours,), (theirs,) = PoseDetector(tmp_path / "n8.onnx")(astronaut), PoseDetector("edge-n")(astronaut)
-    np.testing.assert_allclose(ours.box, theirs.box, atol=6)
+    assert pairwise_iou(ours.box[None], theirs.box[None]) > 0.8
     with pytest.raises(ValueError, match="is quantized: it can only be exported"):
         train(data, tmp_path / "other", options, initial=last, workers=0)
     with pytest.raises(ValueError, match="needs a trained network to begin with"):
