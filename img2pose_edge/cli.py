@@ -454,6 +454,7 @@ def add_frame_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
     )
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
 
 
 def add_sender_options(parser: argparse.ArgumentParser) -> None:
@@ -489,7 +490,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
     add_frame_options(p)
-    p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     add_sender_options(p)
     add_detector_options(p)
     p.set_defaults(do=video)
@@ -504,7 +504,6 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
     p.add_argument("--port", type=int, default=8000)
     add_frame_options(p)
-    p.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
     add_sender_options(p)
     add_detector_options(p)
     p.set_defaults(do=live)

@@ -118,7 +118,7 @@ def test_a_detector_finds_the_points_of_the_crop_at_the_template(model: str, ast
         # Where InsightFace's alignment puts the detector's points: a broad smile is 5 pixels wider than the template.
         theirs = moved(similarity(found.landmarks, TEMPLATE), found.landmarks)
         ours = moved(alignment(face), found.landmarks)
-        assert np.linalg.norm(ours - theirs, axis=1).max() < 5
+        assert np.linalg.norm(ours - theirs, axis=1).max() < 4.5
         assert np.linalg.norm(ours - TEMPLATE, axis=1).mean() < 6
         # The same from the crop's own pixels.
         (again,) = detect(align_face(image, face, 448, 0.5), 0.5)
