@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -207,14 +208,19 @@ class PixelCache:
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}")
             pixels = np.memmap(partial, np.uint8, "w+", shape=(starts[-1],))
-            for record, shape, start, size in track(
-                list(zip(records, shapes, starts[:-1], sizes, strict=True)), "decoding"
-            ):
+
+            def decode(number: int) -> None:
+                record, start = records[number], starts[number]
                 image = cv2.imread(str(root / record.image), cv2.IMREAD_COLOR)
-                if image is None or image.shape != shape:
+                if image is None or image.shape != shapes[number]:
                     found = "unreadable" if image is None else f"{image.shape[1]}x{image.shape[0]}"
                     raise ValueError(f"{root / record.image} is {found}; its label says {record.width}x{record.height}")
-                pixels[start : start + size] = image.ravel()
+                pixels[start : start + sizes[number]] = image.ravel()
+
+            with ThreadPoolExecutor() as threads:  # OpenCV decodes without the interpreter's lock
+                decoded = threads.map(decode, range(len(records)))
+                for _ in track(decoded, "decoding", total=len(records)):
+                    pass
             pixels.flush()
             os.replace(partial, path)
         self._path, self._shapes, self._starts = path, shapes, starts

@@ -108,30 +108,30 @@ class DetectorTeacher:
     their boxes are; of poses, and of the cells of the last level, it says nothing.
 
     Its anchors lie at the corners of cells, where ours have their middles: it sees the picture moved by half a cell of
-    the first level. It computes in bfloat16 where the CPU can.
+    the first level.
     """
 
     weights: ClassVar[dict[str, float]] = {"hint_score": 16.0}
 
-    def __init__(self, path: Path) -> None:
-        from img2pose_edge.engines.ov import Compiled
+    def __init__(self, path: Path, device: torch.device) -> None:
+        import onnx
+        import onnx2torch
 
         if not path.is_file():
             raise FileNotFoundError(f"no model {path}")
-        self.network = Compiled(path, torch.get_num_threads(), {"INFERENCE_PRECISION_HINT": "bf16"})
-        if len(self.network.model.outputs) != 3 * len(STRIDES):
+        model = onnx.load(path)
+        if len(model.graph.output) != 3 * len(STRIDES):
             raise ValueError(f"{path} is not SCRFD with five points, the one detector that can teach")
+        network = onnx2torch.convert(model).to(device).to(memory_format=torch.channels_last)
+        self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, cells: Cells) -> Hints:
         half = STRIDES[0] // 2
         moved = torch.nn.functional.pad(batch.images[:, half:, half:], (0, 0, 0, half, 0, half), value=127)
         blob = (moved.flip(-1).permute(0, 3, 1, 2).float() - 127.5) / 128
-        request = self.network.infer(blob.cpu().contiguous().numpy())
-        maps = [
-            torch.from_numpy(request.get_tensor(output).data.copy()).to(batch.images.device)
-            for output in self.network.model.outputs[: 2 * len(STRIDES)]
-        ]
+        with torch.autocast(blob.device.type, torch.bfloat16):
+            maps = [m.float() for m in self.network(blob)[: 2 * len(STRIDES)]]
         # A cell's two anchors are of two sizes: the surer one speaks.
         score, anchor = torch.cat([m.unflatten(1, (-1, 2))[..., 0] for m in maps[: len(STRIDES)]], 1).max(2)
         both = torch.cat([m.unflatten(1, (-1, 2)) for m in maps[len(STRIDES) :]], 1)
@@ -167,10 +167,10 @@ def load_teacher(checkpoint: Path, device: torch.device) -> Teacher:
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_network`; if a model in ONNX is not SCRFD.
-        ImportError: if OpenVINO, which runs SCRFD, is not installed.
+        ImportError: if onnx2torch, which reads SCRFD, is not installed.
     """
     if checkpoint.suffix == ".onnx":
-        return DetectorTeacher(checkpoint)
+        return DetectorTeacher(checkpoint, device)
     _, network = load_network(checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     return EdgeTeacher(network) if isinstance(network, EdgeNet) else FullTeacher(network)

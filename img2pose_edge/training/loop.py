@@ -174,11 +174,11 @@ def limit_worker_threads(_: int) -> None:
 def update_average(average: dict[str, Tensor], network: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average of all weights and buffers, faster while training is young."""
     decay = min(decay, (1 + step) / (10 + step))
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
-        else:
-            average[name].copy_(value)
+    state = network.state_dict()
+    real = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[name] for name in real], [state[name] for name in real], 1 - decay)
+    for name in state.keys() - real:
+        average[name].copy_(state[name])
 
 
 class CsvLog:

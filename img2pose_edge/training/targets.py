@@ -44,6 +44,10 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU copies from by itself; loaders call it."""
+        return Batch(*(getattr(self, name).pin_memory() for name in self.__dataclass_fields__))
+
     def select(self, faces: Tensor) -> Batch:
         """The same pictures with only these faces."""
         rest = {n: getattr(self, n)[faces] for n in self.__dataclass_fields__ if n != "images"}
