@@ -555,6 +555,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--optimizer", default="muon", help="muon, adamw or sgd")
     p.add_argument("--schedule", default="cosine", help="cosine, or plateau: a tenth of the rate without progress")
+    p.add_argument("--augmentation", default="full", help="full, or mild: for a last phase")
     p.add_argument("--patience", type=int, default=0, help="stop after this many validations without progress")
     p.add_argument(
         "--proposals",

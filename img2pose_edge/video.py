@@ -160,8 +160,7 @@ class Source:
             if shape is None:
                 shape = frame.image.shape
             if frame.image.shape != shape:
-                now, then = (f"{s[1]}x{s[0]}" for s in (frame.image.shape, shape))
-                raise ValueError(f"{self.name} changes size at frame {frame.index}: {now} after {then}")
+                raise ValueError(changed(self.name, frame.index, frame.image.shape[1::-1], shape[1::-1]))
             seen += 1
             yield frame
         if not seen and not self._stop.is_set():
@@ -187,15 +186,20 @@ class Source:
         assert self._capture
         began, last = time.monotonic(), -1.0
         index = 0
+        sizes = coded_sizes(Path(self._address))
+        first = size = next(sizes, None)
         while not self._stop.is_set():
             taken, image = self._capture.read()
             if not taken:
                 break
+            if size and first and size != first:
+                raise ValueError(changed(self.name, index, size, first))
             moment = time.monotonic() - began if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
             if not self.live and moment <= last:  # containers without a clock say 0 for every frame
                 moment = last + 1 / self.rate if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
+            size = next(sizes, size)
         if self._stop.is_set() or not index:
             return
         if self._endless:
@@ -219,6 +223,34 @@ class Source:
     def _drop(self) -> None:
         with suppress(queue.Empty):
             self._frames.get_nowait()
+
+
+def changed(name: str, index: int, now: tuple[int, ...], then: tuple[int, ...]) -> str:
+    """What is told of frame ``index`` whose width and height differ from the former ones."""
+    return f"{name} changes size at frame {index}: {now[0]}x{now[1]} after {then[0]}x{then[1]}"
+
+
+def coded_sizes(path: Path) -> Iterator[tuple[int, int]]:
+    """Width and height in which each frame of a file is coded; nothing of what is no file, or without PyAV.
+
+    OpenCV stretches frames of another size to the first one, and does not tell. Sizes change at key frames, which are
+    all that is decoded here.
+    """
+    if not path.is_file():
+        return
+    try:
+        import av
+    except ImportError:
+        return
+    with suppress(av.FFmpegError), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        context.thread_count = 1
+        for packet in container.demux(stream):
+            if packet.is_keyframe:
+                with suppress(av.FFmpegError):
+                    context.decode(packet)
+            yield context.width, context.height
 
 
 def without_password(text: str) -> str:

@@ -23,7 +23,7 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
-from img2pose_edge.training.augment import Composer, Placement, Sample, place_faces
+from img2pose_edge.training.augment import STRENGTHS, Composer, Placement, Sample, place_faces
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
 from img2pose_edge.training.grow import grow
@@ -88,9 +88,10 @@ def test_placement_moves_pixels_boxes_landmarks_and_poses_together(
     np.testing.assert_allclose(np.argwhere(drawn > 128).mean(0)[::-1], [90, 70], atol=1)
 
 
-def make_composer(data: Path, cache: Path, size: int = 320) -> Composer:
+def make_composer(data: Path, cache: Path, size: int = 320, strength: str = "full") -> Composer:
     records = read_records(data / "labels.jsonl")
-    return Composer(records, PixelCache(data, records, cache), list(range(len(records))), size, seed=1)
+    pixels = PixelCache(data, records, cache)
+    return Composer(records, pixels, list(range(len(records))), size, seed=1, strength=STRENGTHS[strength])
 
 
 def draw_sample(sample: Sample) -> np.ndarray:
@@ -144,6 +145,30 @@ def test_samples_depend_on_seed_and_number_alone(tiny_data: Path, tmp_path: Path
     second[3]
     np.testing.assert_array_equal(first[7].image, second[7].image)
     assert (first[7].image != first[8].image).any()
+
+
+def test_mild_scenes_are_as_photographs_are(
+    tiny_data: Path, tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("img2pose_edge.training.augment.SCENE", 1.0)
+    sizes = np.array([r.faces.sizes[0] for r in read_records(tiny_data / "labels.jsonl")])
+
+    def measure(strength: str) -> tuple[float, float, float]:
+        """Greatest roll off the label's, degrees; greatest and least size, of the photographs'."""
+        composer = make_composer(tiny_data, tmp_path, strength=strength)
+        faces = [composer[i].faces for i in range(60)]
+        rolls = [geometry.matrix_to_angles(f.local[0])[2] for f in faces if len(f)]
+        found = np.concatenate([f.sizes for f in faces])
+        return max(abs(abs(roll) - 3) for roll in rolls), found.max() / sizes.max(), found.min() / sizes.min()
+
+    roll, greatest, least = measure("mild")
+    assert roll < 0.01
+    assert least > 0.8
+    assert greatest < 1.3
+    roll, greatest, least = measure("full")
+    assert roll > 5
+    assert least < 0.8
+    assert greatest > 1.3
 
 
 def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:

@@ -26,6 +26,32 @@ SCENE, MOSAIC = 0.76, 0.16
 
 
 @dataclass(frozen=True)
+class Strength:
+    """How far training pictures are from photographs.
+
+    Attributes:
+        scales: of scenes, least and greatest.
+        centred: share of scenes that are around a face, not anywhere.
+        filled: share of scenes without a margin where the image is large enough.
+        turned: share of scenes that are turned.
+        colored: share of pictures whose colours, sharpness or noise are changed.
+    """
+
+    scales: tuple[float, float]
+    centred: float
+    filled: float
+    turned: float
+    colored: float
+
+
+STRENGTHS = {
+    "full": Strength((0.5, 1.8), 0.9, 0.8, 0.25, 1.0),
+    "mild": Strength((0.8, 1.3), 0.5, 1.0, 0.0, 0.25),
+}
+"""``mild`` is for a last phase at a low rate: what a network learns last it should learn from what it will see."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One training picture: (S, S, 3) uint8 BGR, its faces, and each face's (3, 3) camera."""
 
@@ -125,7 +151,16 @@ class Composer:
     (the rest: few faces, large) fill a whole picture or share one, four at a time.
     """
 
-    def __init__(self, records: list[Record], pixels: Pixels, indices: list[int], size: int, seed: int) -> None:
+    def __init__(
+        self,
+        records: list[Record],
+        pixels: Pixels,
+        indices: list[int],
+        size: int,
+        seed: int,
+        strength: Strength = STRENGTHS["full"],
+    ) -> None:
+        self.strength = strength
         self.records, self.pixels, self.size, self.seed = records, pixels, size, seed
         useful = [i for i in indices if (~records[i].faces.ignore).any()]
         if not useful:
@@ -165,13 +200,15 @@ class Composer:
             parts = [self._portrait(canvas, 0, 0, self.size, rng)]
         faces = Faces(*(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__))
         cameras = np.concatenate([np.broadcast_to(k, (len(f), 3, 3)) for f, k in parts])
-        return Sample(adjust_colors(canvas, rng), faces, cameras)
+        if rng.random() < self.strength.colored:
+            canvas = adjust_colors(canvas, rng)
+        return Sample(canvas, faces, cameras)
 
     def _scene(self, canvas: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
         index = self._draw(self.scenes, rng)
         record = self.records[index]
-        scale = np.exp(rng.uniform(np.log(0.5), np.log(1.8)))
-        if rng.random() < 0.9:
+        scale = np.exp(rng.uniform(*np.log(self.strength.scales)))
+        if rng.random() < self.strength.centred:
             real = np.flatnonzero(~record.faces.ignore)
             chosen = int(rng.choice(real))
             scale = min(scale, 250 / record.faces.sizes[chosen])
@@ -179,10 +216,10 @@ class Composer:
         else:
             source = rng.uniform(0, 1, 2) * [record.width, record.height]
         target = rng.uniform(0.05, 0.95, 2) * self.size
-        if rng.random() < 0.8:  # no margin where the image is large enough to fill the picture
+        if rng.random() < self.strength.filled:  # no margin where the image is large enough to fill the picture
             low, high = self.size - scale * ([record.width, record.height] - source), scale * source
             target = np.clip(target, np.minimum(low, high), np.maximum(low, high))
-        degrees = float(np.clip(rng.normal(0, 12), -30, 30)) if rng.random() < 0.25 else 0.0
+        degrees = float(np.clip(rng.normal(0, 12), -30, 30)) if rng.random() < self.strength.turned else 0.0
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
         return self._paste(canvas, index, placement)
 

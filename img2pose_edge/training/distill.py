@@ -7,6 +7,7 @@ cell, how sure one can be and which pose the pixels show (Hinton et al. 2015; on
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -130,7 +131,8 @@ class DetectorTeacher:
         half = STRIDES[0] // 2
         moved = torch.nn.functional.pad(batch.images[:, half:, half:], (0, 0, 0, half, 0, half), value=127)
         blob = (moved.flip(-1).permute(0, 3, 1, 2).float() - 127.5) / 128
-        with torch.autocast(blob.device.type, torch.bfloat16):
+        with torch.autocast(blob.device.type, torch.bfloat16), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using a non-tuple sequence")  # as onnx2torch writes a slice
             maps = [m.float() for m in self.network(blob)[: 2 * len(STRIDES)]]
         # A cell's two anchors are of two sizes: the surer one speaks.
         score, anchor = torch.cat([m.unflatten(1, (-1, 2))[..., 0] for m in maps[: len(STRIDES)]], 1).max(2)

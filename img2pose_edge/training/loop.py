@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from img2pose_edge.progress import track
-from img2pose_edge.training.augment import Composer, Sample
+from img2pose_edge.training.augment import STRENGTHS, Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import open_data, split
 from img2pose_edge.training.distill import load_teacher
@@ -41,8 +41,8 @@ class TrainOptions:
 
     ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
-    ``optimizer``: see :func:`build_optimizer`. ``proposals``: of each picture, that the full
-    model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
+    ``optimizer``: see :func:`build_optimizer`. ``augmentation``: see :data:`STRENGTHS`. ``proposals``: of each
+    picture, that the full model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
     a checkpoint from whose outputs an edge network learns besides the labels. ``int8``: fine-tune an edge
     network, given as initial weights, as it will be quantized, but for ``float_layers``.
     """
@@ -59,6 +59,7 @@ class TrainOptions:
     seed: int = 0
     optimizer: str = "muon"
     schedule: str = "cosine"
+    augmentation: str = "full"
     patience: int = 0
     proposals: int = 512
     teacher: str = ""
@@ -76,7 +77,7 @@ class TrainOptions:
             raise ValueError(f"crop_size must be a multiple of 32 and at least 96, got {self.crop_size}")
 
 
-CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "plateau")}
+CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "plateau"), "augmentation": tuple(STRENGTHS)}
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -248,7 +249,7 @@ def train(
         torch.distributed.barrier()
     records, pixels = opened or open_data(data, cache or run)
     training, held_out = split(records)
-    composer = Composer(records, pixels, training, options.crop_size, options.seed)
+    composer = Composer(records, pixels, training, options.crop_size, options.seed, STRENGTHS[options.augmentation])
 
     last = run / "last.pt"
     network = begin(options, initial, last)
