@@ -249,6 +249,15 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
+def average(options: argparse.Namespace) -> int:
+    from img2pose_edge.training.average import average_checkpoints
+    from img2pose_edge.training.checkpoint import save_checkpoint
+
+    save_checkpoint(average_checkpoints(options.checkpoints), options.out)
+    print(options.out)
+    return 0
+
+
 def curves(options: argparse.Namespace) -> int:
     from img2pose_edge.training.curves import draw_curves
 
@@ -581,6 +590,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="", help="cpu or cuda (default: CUDA where there is one)")
     p.add_argument("--workers", type=int, default=1, help="loader processes")
     p.set_defaults(do=train)
+
+    p = commands.add_parser("average", help="one network of several that have trained on from the same one")
+    p.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    p.add_argument("--out", type=Path, required=True, metavar="AVERAGE.pt")
+    p.set_defaults(do=average)
 
     p = commands.add_parser("curves", help="draw losses and figures of training runs over their steps")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that train --out wrote to")

@@ -437,6 +437,25 @@ def test_a_network_begins_as_a_smaller_one(tiny_data: Path, tmp_path: Path, astr
     np.testing.assert_allclose(again.box, after.box, atol=4)
 
 
+def test_an_average_of_checkpoints_lies_between_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "other.pt"]
+    for seed, (path, name) in enumerate(zip(paths, ("edge-n", "edge-n", "edge-s"), strict=True)):
+        torch.manual_seed(seed)
+        network = build_network(name)
+        save_checkpoint({"network": name, "weights": network.state_dict(), "step": seed}, path)
+    out = tmp_path / "c.pt"
+    assert main(["average", str(paths[0]), str(paths[1]), "--out", str(out)]) == 0
+    (first, _), (second, _), (state, _) = (load_network(path) for path in (*paths[:2], out))
+    assert state["step"] == 0
+    for name, value in state["weights"].items():
+        torch.testing.assert_close(value.double(), (first["weights"][name] + second["weights"][name]).double() / 2)
+        assert value.dtype == first["weights"][name].dtype
+    for wrong, told in (([paths[0], paths[2]], "of another shape than"), ([paths[0]], "at least two checkpoints")):
+        assert main(["average", *map(str, wrong), "--out", str(tmp_path / "d.pt")]) == 1
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "d.pt").exists()
+
+
 def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("one", "two"):
         train(tiny_data, tmp_path / name, small_options(3), workers=0, log_every=1)
