@@ -186,7 +186,7 @@ class Source:
         assert self._capture
         began, last = time.monotonic(), -1.0
         index = 0
-        sizes = coded_sizes(Path(self._address))
+        sizes = iter(()) if self.live else coded_sizes(Path(self._address))
         first = size = next(sizes, None)
         while not self._stop.is_set():
             taken, image = self._capture.read()
@@ -200,6 +200,7 @@ class Source:
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
             size = next(sizes, size)
+            first = first or size
         if self._stop.is_set() or not index:
             return
         if self._endless:
@@ -230,8 +231,8 @@ def changed(name: str, index: int, now: tuple[int, ...], then: tuple[int, ...]) 
     return f"{name} changes size at frame {index}: {now[0]}x{now[1]} after {then[0]}x{then[1]}"
 
 
-def coded_sizes(path: Path) -> Iterator[tuple[int, int]]:
-    """Width and height in which each frame of a file is coded; nothing of what is no file, or without PyAV.
+def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
+    """Width and height in which each frame of a file is coded, where known; none of what is no file, or without PyAV.
 
     OpenCV stretches frames of another size to the first one, and does not tell. Sizes change at key frames, which are
     all that is decoded here.
@@ -242,15 +243,14 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int]]:
         import av
     except ImportError:
         return
-    with suppress(av.FFmpegError), av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
+    with suppress(av.FFmpegError, IndexError), av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
         context.thread_count = 1
-        for packet in container.demux(stream):
+        for packet in container.demux(video=0):
             if packet.is_keyframe:
                 with suppress(av.FFmpegError):
                     context.decode(packet)
-            yield context.width, context.height
+            yield (context.width, context.height) if context.width else None
 
 
 def without_password(text: str) -> str:
