@@ -200,7 +200,7 @@ class Composer:
             parts = [self._portrait(canvas, 0, 0, self.size, rng)]
         faces = Faces(*(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__))
         cameras = np.concatenate([np.broadcast_to(k, (len(f), 3, 3)) for f, k in parts])
-        if rng.random() < self.strength.colored:
+        if self.strength.colored == 1 or rng.random() < self.strength.colored:
             canvas = adjust_colors(canvas, rng)
         return Sample(canvas, faces, cameras)
 
