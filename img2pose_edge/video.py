@@ -213,7 +213,7 @@ class Source:
 
     def _put(self, item: Frame | Exception | None) -> None:
         while not self._stop.is_set():
-            if self.live and self._frames.full():
+            if self.live and isinstance(item, Frame) and self._frames.full():
                 self._drop()  # an older frame that nobody asked for
             try:
                 self._frames.put(item, timeout=0.1)

@@ -461,6 +461,19 @@ def test_a_camera_that_is_pulled_out_is_told(
     assert read_rows(table) == []
 
 
+def test_the_last_frame_of_a_live_source_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    with Source(0) as source:
+        camera: Any = source._capture
+        while camera.taken < 35:  # it ends before anybody asks
+            time.sleep(0.01)
+        time.sleep(0.05)
+        frames = iter(source)
+        assert next(frames).index == 33
+        with pytest.raises(ValueError, match="camera 0 gives no more frames"):
+            next(frames)
+
+
 class Hurried(Source):
     """A source some of whose frames nobody was in time for."""
 
