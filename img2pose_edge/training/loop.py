@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from img2pose_edge.progress import track
@@ -177,7 +178,7 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, de
     decay = min(decay, (1 + step) / (10 + step))
     state = network.state_dict()
     real = [name for name, value in state.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[name] for name in real], [state[name] for name in real], 1 - decay)
+    get_ema_multi_avg_fn(decay)([average[name] for name in real], [state[name] for name in real], None)
     for name in state.keys() - real:
         average[name].copy_(state[name])
 
