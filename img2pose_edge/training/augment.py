@@ -19,6 +19,8 @@ FILL = 127
 MIN_FACE, MAX_FACE = 6.0, 300.0
 """Faces outside this range of sizes, in pixels of the training picture, are ignored, not learnt."""
 SCENES = {"wider": 0.82, "masks": 0.18}
+LEAST_COVERED = 14.0
+"""Size of faces that may be covered, in pixels of the training picture."""
 PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
 SCENE, MOSAIC = 0.76, 0.16
@@ -35,6 +37,8 @@ class Strength:
         filled: share of scenes without a margin where the image is large enough.
         turned: share of scenes that are turned.
         colored: share of pictures whose colours, sharpness or noise are changed.
+        covered: share of pictures some of whose faces are partly covered.
+        backed: share of pictures that have a scene behind them, where else they would be plain.
     """
 
     scales: tuple[float, float]
@@ -42,11 +46,13 @@ class Strength:
     filled: float
     turned: float
     colored: float
+    covered: float
+    backed: float
 
 
 STRENGTHS = {
-    "full": Strength((0.5, 1.8), 0.9, 0.8, 0.25, 1.0),
-    "mild": Strength((0.8, 1.3), 0.5, 1.0, 0.0, 0.25),
+    "full": Strength((0.45, 2.0), 0.9, 0.8, 0.3, 1.0, 0.3, 0.6),
+    "mild": Strength((0.8, 1.3), 0.5, 1.0, 0.0, 0.25, 0.0, 0.3),
 }
 """``mild`` is for a last phase at a low rate: what a network learns last it should learn from what it will see."""
 
@@ -121,8 +127,8 @@ def adjust_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, gamma, colour cast, grey, blur, low resolution, JPEG and sensor noise."""
     ramp = np.arange(256, dtype=np.float32)[:, None] / 255
     if rng.random() < 0.8:
-        gain = rng.uniform(0.6, 1.4) * rng.uniform(0.9, 1.1, 3)
-        curve = (ramp ** np.exp(rng.uniform(-0.4, 0.4)) - 0.5) * gain + 0.5 + rng.uniform(-0.15, 0.15)
+        gain = rng.uniform(0.5, 1.4) * rng.uniform(0.9, 1.1, 3)
+        curve = (ramp ** np.exp(rng.uniform(-0.5, 0.5)) - 0.5) * gain + 0.5 + rng.uniform(-0.15, 0.15)
         table = np.clip(curve * 255, 0, 255).astype(np.uint8)[None]
         image = cv2.LUT(image, table)
     if rng.random() < 0.12:
@@ -142,6 +148,44 @@ def adjust_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(3, 14))
         image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return image
+
+
+def cover_faces(image: np.ndarray, faces: Faces, source: np.ndarray, there: Faces, rng: np.random.Generator) -> None:
+    """Cover up to half of some faces of ``image`` from one side, as hands, hats and neighbours do, with a piece of the
+    image ``source`` without a face (``there`` are its faces), or, if none is found, with one colour. Labels stay:
+    annotators draw the whole face, too, as far as they can guess it.
+    """
+    for box in faces.boxes[~faces.ignore & (faces.sizes >= LEAST_COVERED)]:
+        if rng.random() < 0.5:
+            continue
+        side, depth = int(rng.integers(4)), rng.uniform(0.15, 0.5)
+        extent = np.tile(box[2:] - box[:2], 2)
+        region = box + extent * [-0.15, -0.15, 0.15, 0.15]
+        axis = side % 2
+        if side < 2:
+            region[2 + axis] = box[axis] + depth * extent[axis]
+        else:
+            region[axis] = box[2 + axis] - depth * extent[axis]
+        x1, y1, x2, y2 = np.clip(region, 0, np.tile(image.shape[1::-1], 2)).round().astype(int)
+        height, width = y2 - y1, x2 - x1
+        if min(height, width) < 1:
+            continue
+        image[y1:y2, x1:x2] = rng.integers(256, size=3)
+        for _ in range(3):
+            across, down = (rng.random(2) * (np.array(source.shape[1::-1]) - [width, height])).astype(int)
+            piece = np.array([across, down, across + width, down + height])
+            apart = (there.boxes[:, :2] >= piece[2:]).any(1) | (there.boxes[:, 2:] <= piece[:2]).any(1)
+            if (piece[:2] >= 0).all() and apart.all():
+                image[y1:y2, x1:x2] = source[piece[1] : piece[3], piece[0] : piece[2]]
+                break
+
+
+def uncovered_faces(faces: Faces, covered: np.ndarray) -> Faces:
+    """Faces that can be seen where a picture is not ``covered`` (S, S) bool; ignored if less than two thirds can."""
+    corners = np.clip(faces.boxes, 0, np.tile(covered.shape[::-1], 2)).round().astype(int)
+    hidden = np.array([covered[y1:y2, x1:x2].mean() if x2 > x1 and y2 > y1 else 1.0 for x1, y1, x2, y2 in corners])
+    ignore = faces.ignore | (hidden > 1 / 3)
+    return Faces(faces.boxes, faces.local, faces.trust, faces.landmarks, ignore).select(hidden < 0.9)
 
 
 class Composer:
@@ -189,6 +233,10 @@ class Composer:
         rng = np.random.default_rng((self.seed, number))
         fill = FILL if rng.random() < 0.7 else int(rng.integers(256))
         canvas = np.full((self.size, self.size, 3), fill, np.uint8)
+        extra = np.random.default_rng((self.seed, number, 1))
+        backed = extra.random() < self.strength.backed
+        behind = self._backdrop(canvas, extra) if backed else None
+        plain = canvas.copy()
         draw = rng.random()
         if draw < SCENE:
             parts = [self._scene(canvas, rng)]
@@ -198,11 +246,27 @@ class Composer:
             parts = [self._portrait(canvas, x, y, half, rng) for x, y in corners]
         else:
             parts = [self._portrait(canvas, 0, 0, self.size, rng)]
+        if behind:
+            drawn = cv2.cvtColor(cv2.absdiff(canvas, plain), cv2.COLOR_BGR2GRAY) > 0
+            parts.append((uncovered_faces(behind[0], drawn), behind[1]))
         faces = Faces(*(np.concatenate([getattr(f, name) for f, _ in parts]) for name in Faces.__dataclass_fields__))
         cameras = np.concatenate([np.broadcast_to(k, (len(f), 3, 3)) for f, k in parts])
+        if extra.random() < self.strength.covered:
+            index = self._draw(self.scenes, extra)
+            cover_faces(canvas, faces, self.pixels[index], self.records[index].faces, extra)
         if self.strength.colored == 1 or rng.random() < self.strength.colored:
             canvas = adjust_colors(canvas, rng)
         return Sample(canvas, faces, cameras)
+
+    def _backdrop(self, canvas: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
+        """A scene that fills the whole picture."""
+        index = self._draw(self.scenes, rng)
+        shape = np.array([self.records[index].width, self.records[index].height])
+        scale = float(self.size / shape.min() * rng.uniform(1, 1.5))
+        source = self.size / scale / 2 + rng.random(2) * (shape - self.size / scale)
+        return self._paste(
+            canvas, index, Placement(source, np.full(2, self.size / 2), scale, 0.0, bool(rng.random() < 0.5))
+        )
 
     def _scene(self, canvas: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
         index = self._draw(self.scenes, rng)
@@ -219,7 +283,7 @@ class Composer:
         if rng.random() < self.strength.filled:  # no margin where the image is large enough to fill the picture
             low, high = self.size - scale * ([record.width, record.height] - source), scale * source
             target = np.clip(target, np.minimum(low, high), np.maximum(low, high))
-        degrees = float(np.clip(rng.normal(0, 12), -30, 30)) if rng.random() < self.strength.turned else 0.0
+        degrees = float(np.clip(rng.normal(0, 16), -40, 40)) if rng.random() < self.strength.turned else 0.0
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
         return self._paste(canvas, index, placement)
 

@@ -64,6 +64,21 @@ class Record:
     faces: Faces
 
 
+LEVEL = 30.0
+"""Tilt, degrees, up to which a pan angle is a yaw."""
+
+
+def blend_pan(angles: np.ndarray, label: dict[str, float] | None) -> np.ndarray:
+    """Pitch, yaw, roll with the yaw half way to a directed pose's ``pan``, where that is known and the head level.
+
+    Estimators that label photographs fall short of Pointing'04's pan by 6 degrees on average, by 9 at 45: what they
+    agree in is not all true; nor is where a person turned who was told to look at a mark.
+    """
+    if label is None or abs(label["tilt"]) > LEVEL:
+        return angles
+    return np.array([angles[0], (angles[1] + label["pan"]) / 2, angles[2]])
+
+
 def parse_faces(faces: list[dict]) -> Faces:
     """Faces of one ``labels.jsonl`` record (format: README of the training data)."""
     boxes, angles, trust, landmarks, ignore = [], [], [], [], []
@@ -72,7 +87,7 @@ def parse_faces(faces: list[dict]) -> Faces:
         if not (box[2:] > box[:2]).all():
             continue  # no area: nothing to see
         boxes.append(box)
-        angles.append(np.asarray(face.get("angles", (0, 0, 0)), float))
+        angles.append(blend_pan(np.asarray(face.get("angles", (0, 0, 0)), float), face.get("label")))
         # Teachers that disagree by `spread` degrees are about that wrong.
         trust.append(1 / (1 + (face["spread"] / 6) ** 2) if "angles" in face else 0.0)
         landmarks.append(np.asarray(face.get("landmarks", np.full((5, 2), np.nan)), float))
