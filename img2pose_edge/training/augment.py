@@ -171,12 +171,12 @@ def cover_faces(image: np.ndarray, faces: Faces, source: np.ndarray, there: Face
         if min(height, width) < 1:
             continue
         image[y1:y2, x1:x2] = rng.integers(256, size=3)
-        for _ in range(3):
-            across, down = (rng.random(2) * (np.array(source.shape[1::-1]) - [width, height])).astype(int)
+        room = np.array(source.shape[1::-1]) - [width, height]
+        for _ in range(3 if (room >= 0).all() else 0):
+            across, down = rng.integers(room + 1)
             piece = np.array([across, down, across + width, down + height])
-            apart = (there.boxes[:, :2] >= piece[2:]).any(1) | (there.boxes[:, 2:] <= piece[:2]).any(1)
-            if (piece[:2] >= 0).all() and apart.all():
-                image[y1:y2, x1:x2] = source[piece[1] : piece[3], piece[0] : piece[2]]
+            if ((there.boxes[:, :2] >= piece[2:]) | (there.boxes[:, 2:] <= piece[:2])).any(1).all():
+                image[y1:y2, x1:x2] = source[down : down + height, across : across + width]
                 break
 
 
