@@ -50,15 +50,15 @@ def candidates(
     width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
     levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
-        flat = score.reshape(-1)
-        kept = np.flatnonzero(flat >= logit)
+        kept = (score.reshape(-1) >= logit).nonzero()[0]
         if len(kept):
             rows = np.empty((width, len(kept)))
-            rows[0], rows[1], rows[2], rows[3] = flat[kept], kept % score.shape[-1], kept // score.shape[-1], stride
-            rows[4:] = pose.reshape(pose.shape[1], -1)[:, kept]
+            rows[0], rows[3] = score.take(kept), stride
+            np.divmod(kept, score.shape[-1], rows[2], rows[1])
+            rows[4:] = pose.reshape(pose.shape[1], -1).take(kept, axis=1)
             levels.append(rows)
     found = np.concatenate(levels, axis=1)
-    found = found[:, np.argsort(-found[0], kind="stable")]
+    found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 

@@ -23,9 +23,17 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
-from img2pose_edge.training.augment import STRENGTHS, Composer, Placement, Sample, place_faces
+from img2pose_edge.training.augment import (
+    STRENGTHS,
+    Composer,
+    Placement,
+    Sample,
+    cover_faces,
+    place_faces,
+    uncovered_faces,
+)
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
-from img2pose_edge.training.data import Faces, PixelCache, pose_from_boxes, read_records
+from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records
 from img2pose_edge.training.grow import grow
 from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
@@ -169,6 +177,55 @@ def test_mild_scenes_are_as_photographs_are(
     assert roll > 5
     assert least < 0.8
     assert greatest > 1.3
+
+
+def faces_at(*boxes: tuple[float, float, float, float]) -> Faces:
+    n = len(boxes)
+    return Faces(
+        np.array(boxes, float).reshape(-1, 4),
+        np.tile(np.eye(3), (n, 1, 1)),
+        np.ones(n),
+        np.full((n, 5, 2), np.nan),
+        np.zeros(n, bool),
+    )
+
+
+@pytest.mark.parametrize("shape", [(200, 300), (20, 300)])
+def test_covered_faces_keep_half_and_get_no_other_face(shape: tuple[int, int]) -> None:
+    box, source = (60.0, 70.0, 120.0, 150.0), np.full((*shape, 3), 60, np.uint8)
+    source[:, 150:] = 255  # a face, not to be pasted
+    covers = []
+    for seed in range(60):
+        image = np.zeros((200, 200, 3), np.uint8)
+        cover_faces(image, faces_at(box), source, faces_at((150, 0, 300, 200)), np.random.default_rng(seed))
+        drawn = image.any(2)
+        covers.append(float(drawn[70:150, 60:120].mean()))
+        if shape[0] == 200:
+            assert set(np.unique(image)) <= {0, 60} or len(np.unique(image[drawn], axis=0)) == 1
+    covers = [c for c in covers if c]
+    assert 15 <= len(covers) <= 45
+    assert max(covers) <= 0.52
+    assert min(covers) >= 0.13
+    small = np.zeros((200, 200, 3), np.uint8)
+    cover_faces(small, faces_at((60, 70, 70, 80)), source, faces_at(), np.random.default_rng(0))
+    assert not small.any(), "small faces stay as they are"
+
+
+def test_backdrop_faces_behind_the_picture_are_dropped_or_ignored() -> None:
+    covered = np.zeros((100, 100), bool)
+    covered[:, 50:] = True
+    left = uncovered_faces(faces_at((10, 10, 30, 30), (40, 10, 60, 30), (70, 10, 90, 30), (45, 40, 52, 50)), covered)
+    np.testing.assert_array_equal(left.boxes[:, 0], [10, 40, 45])
+    np.testing.assert_array_equal(left.ignore, [False, True, False])
+
+
+def test_yaw_is_half_way_to_the_pan_of_a_level_head() -> None:
+    face = {"box": [1, 2, 30, 40], "angles": [5.0, 36.0, 2.0], "spread": 0}
+    yaws = [
+        geometry.matrix_to_angles(parse_faces([face | label]).local[0])[1]
+        for label in ({}, {"label": {"tilt": 15, "pan": 45}}, {"label": {"tilt": -60, "pan": 45}})
+    ]
+    np.testing.assert_allclose(yaws, [36, 40.5, 36], atol=1e-9)
 
 
 def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
