@@ -11,7 +11,7 @@ from torch import nn
 
 from img2pose_edge import __version__
 from img2pose_edge.manifest import sha256, write_manifest
-from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, STRIDES
+from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, SCORE_GAIN, STRIDES
 
 LICENCE = "as the training data allow"
 OFFICIAL_DATA = "as the official img2pose checkpoint it was converted from (WIDER FACE)"
@@ -68,6 +68,7 @@ def edge_facts() -> dict[str, Any]:
     return {
         "input": _input(640, PIXEL_MEAN, PIXEL_STD),
         "strides": list(STRIDES),
+        "score_gain": SCORE_GAIN,
         "outputs": {"scores": [f"score_{s}" for s in STRIDES], "poses": [f"pose_{s}" for s in STRIDES]},
     }
 

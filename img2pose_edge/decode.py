@@ -15,6 +15,12 @@ SIZE_UNIT = 2.0
 """Apparent size, in strides per face unit, that log size 0 means."""
 
 
+NEUTRAL_SIZE = 20.0
+"""Apparent size, pixels per face unit, at which a score stays as it is: a face about 30 pixels across."""
+MOST_OCTAVES = 7.5
+"""Doublings of it that :func:`cells_to_local` gives at most, at a stride of 32."""
+
+
 def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
     """Raw outputs of cells to local poses (numpy or torch).
 
@@ -33,7 +39,11 @@ def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Ar
 
 
 def candidates(
-    scores: Sequence[np.ndarray], poses: Sequence[np.ndarray], strides: Sequence[int], threshold: float
+    scores: Sequence[np.ndarray],
+    poses: Sequence[np.ndarray],
+    strides: Sequence[int],
+    threshold: float,
+    score_gain: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Local poses of the cells whose score reaches ``threshold``, best first.
 
@@ -42,6 +52,7 @@ def candidates(
         poses: per stride, (1, 9, H/s, W/s).
         strides: pixels per cell.
         threshold: probability.
+        score_gain: what a logit gains with each doubling of the face's size.
 
     Returns:
         scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
@@ -50,7 +61,7 @@ def candidates(
     width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
     levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
-        kept = (score.reshape(-1) >= logit).nonzero()[0]
+        kept = (score.reshape(-1) >= logit - abs(score_gain) * MOST_OCTAVES).nonzero()[0]
         if len(kept):
             rows = np.empty((width, len(kept)))
             rows[0], rows[3] = score.take(kept), stride
@@ -58,6 +69,9 @@ def candidates(
             rows[4:] = pose.reshape(pose.shape[1], -1).take(kept, axis=1)
             levels.append(rows)
     found = np.concatenate(levels, axis=1)
+    if score_gain:
+        found[0] += score_gain * np.log2(found[3] * (SIZE_UNIT / NEUTRAL_SIZE) * np.exp(found[6].clip(-4, 4)))
+        found = found[:, found[0] >= logit]
     found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 

@@ -130,8 +130,8 @@ class PoseDetector:
         with self._lock:  # engines reuse their output buffers
             outputs = self._network.run(network_image)
             if not self.model.has_proposals:
-                levels = len(self.model.strides)
-                found = candidates(outputs[:levels], outputs[levels:], self.model.strides, threshold)
+                levels, gain = len(self.model.strides), self.model.score_gain
+                found = candidates(outputs[:levels], outputs[levels:], self.model.strides, threshold, gain)
             else:
                 shape = round(pixels.shape[1] * scale[0]), round(pixels.shape[0] * scale[1])
                 scores, poses, proposals = outputs

@@ -73,6 +73,11 @@ class Model:
         return float(self.manifest["thresholds"]["score"])
 
     @property
+    def score_gain(self) -> float:
+        """What the logit of a face's score gains with each doubling of its size, beyond what the network says."""
+        return float(self.manifest.get("score_gain", 0.0))
+
+    @property
     def nms_iou(self) -> float:
         return float(self.manifest["thresholds"]["nms_iou"])
 

@@ -283,6 +283,18 @@ def test_decoding_places_a_cell_exactly() -> None:
     np.testing.assert_allclose(seen[1], size[0] * 2)
 
 
+def test_scores_gain_with_the_size_of_the_face() -> None:
+    """Exactly at the threshold, too, and in the order of the scores that come out."""
+    scores = [np.full((1, 1, 2, 2), -9.0, np.float32), np.full((1, 1, 2, 2), -9.0, np.float32)]
+    poses = [np.zeros((1, 9, 2, 2), np.float32), np.zeros((1, 9, 2, 2), np.float32)]
+    scores[0][0, 0, 0, :], scores[1][0, 0, 1, :] = [0.3, 0.9], [-0.9, -1.3]
+    poses[0][0, 2, 0, :], poses[1][0, 2, 1, :] = np.log([20 / 16, 10 / 16]), np.log([160 / 64, 320 / 64])
+    plain, gained = (candidates(scores, poses, [8, 32], 0.5, gain) for gain in (0.0, 0.3))
+    np.testing.assert_allclose(plain[2], [10, 20], rtol=1e-6)
+    np.testing.assert_allclose(gained[2], [10, 20, 160], rtol=1e-6)  # and not the last: -1.3 + 4 * .3
+    np.testing.assert_allclose(np.log(gained[0] / (1 - gained[0])), [0.9 - 0.3, 0.3, -0.9 + 3 * 0.3], atol=1e-6)
+
+
 def test_nms_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30.0]])
     assert non_maximum_suppression(boxes, np.array([0.5, 0.9, 0.3]), 0.4).tolist() == [1, 2]

@@ -21,7 +21,7 @@ from img2pose_edge.face import Face
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.data import Pixels, Record
-from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
+from img2pose_edge.training.networks.edge import SCORE_GAIN, STRIDES, EdgeNet
 
 INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
 LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
@@ -44,6 +44,7 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
         [p.float().cpu().numpy() for p in poses],
         STRIDES,
         SCORE_THRESHOLD,
+        SCORE_GAIN,
     )
     return make_faces(*cells, scale, camera, NMS_IOU)
 
