@@ -32,9 +32,9 @@ class ExportOptions:
 
     ``format``: ``onnx``, ``openvino`` or ``tflite``. ``precision``: ``fp32``, ``fp16`` (weights; arithmetic where the
     engine has it) or ``int8``, of a quantized checkpoint. ``size``: height and width of a TFLite model's input,
-    multiples of 32. ``proposals``: of a full network in an image. ``score_threshold``, ``nms_iou``: the runtime's
-    defaults for this model. ``data``, ``licence``: what the manifest says of training data and weights; empty means
-    what the checkpoint knows of them.
+    multiples of 32. ``proposals``: of a full network in an image. ``score_threshold``, ``nms_iou``, ``merge_iou``: the
+    runtime's defaults for this model. ``data``, ``licence``: what the manifest says of training data and weights;
+    empty means what the checkpoint knows of them.
     """
 
     format: str = "onnx"
@@ -43,6 +43,7 @@ class ExportOptions:
     proposals: int = 1000
     score_threshold: float = 0.5
     nms_iou: float = 0.5
+    merge_iou: float = 0.0
     data: str = ""
     licence: str = ""
 
@@ -87,7 +88,11 @@ def export_model(
             written,
             facts,
             precision=options.precision,
-            thresholds={"score": options.score_threshold, "nms_iou": options.nms_iou},
+            thresholds={
+                "score": options.score_threshold,
+                "nms_iou": options.nms_iou,
+                "merge_iou": options.merge_iou,
+            },
             data=options.data,
             licence=options.licence,
         )

@@ -274,6 +274,7 @@ def export(options: argparse.Namespace) -> int:
         precision=options.precision,
         size=options.size,
         proposals=options.proposals,
+        merge_iou=options.merge_iou,
         data=options.data_note,
         licence=options.licence,
     )
@@ -611,6 +612,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
     p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
+    p.add_argument(
+        "--merge-iou",
+        type=float,
+        default=0.0,
+        metavar="IOU",
+        help="average the poses of a face whose boxes overlap by this: more accurate, slower",
+    )
     p.set_defaults(do=export)
 
     p = commands.add_parser("quantize", help="edge checkpoint to a quantized one, to export with --precision int8")

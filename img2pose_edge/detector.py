@@ -17,7 +17,7 @@ from img2pose_edge.engines import Engine, choose_engine, load_engine
 from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
 from img2pose_edge.manifest import Model, find_model
-from img2pose_edge.nms import non_maximum_suppression
+from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
 from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
 from img2pose_edge.video import Frame, Source
@@ -137,7 +137,7 @@ class PoseDetector:
                 scores, poses, proposals = outputs
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
-        return make_faces(*found, scale, camera, overlap, boxes)
+        return make_faces(*found, scale, camera, overlap, boxes, self.model.merge_iou)
 
     def stream(
         self, source: str | Path | int | Source, *, fast: int = 0, **options: Any
@@ -211,6 +211,7 @@ def make_faces(
     intrinsics: np.ndarray,
     nms_iou: float,
     boxes: np.ndarray | None = None,
+    merge_iou: float = 0.0,
 ) -> Faces:
     """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS.
 
@@ -220,24 +221,48 @@ def make_faces(
         intrinsics: (3, 3) camera of the image.
         nms_iou: 0 to 1.
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
+        merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
+            and score; 0: its own alone.
     """
     if not len(scores):
         return Faces()
+    scores, local = scores[:MAX_CANDIDATES], local[:MAX_CANDIDATES]
     center = center[:MAX_CANDIDATES] / scale
     size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
-    local = local[:MAX_CANDIDATES]
     rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
     if boxes is None:
         boxes = project_face_box(rotation, translation, intrinsics)
     else:
-        boxes = boxes[:MAX_CANDIDATES] / np.tile(scale, 2)
-    seen = np.flatnonzero(np.isfinite(boxes).all(1))  # a face around the camera has no box
-    keep = seen[non_maximum_suppression(boxes[seen], scores[seen], nms_iou)]
-    rotation, translation, local = rotation[keep], translation[keep], local[keep]
+        boxes, merge_iou = boxes[:MAX_CANDIDATES] / np.tile(scale, 2), 0.0
+    has_box = np.isfinite(boxes).all(1)  # a face around the camera has none
+    if not has_box.all():
+        parts = scores, center, size, local, rotation, translation, boxes
+        scores, center, size, local, rotation, translation, boxes = (part[has_box] for part in parts)
+    keep = non_maximum_suppression(boxes, scores, nms_iou)
+    if merge_iou and len(keep) < len(scores):
+        overlap = pairwise_iou(boxes[keep], boxes)
+        center, size, local = mean_poses(overlap * (overlap >= merge_iou) * scores, center, size, local)
+        rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
+        boxes = project_face_box(rotation, translation, intrinsics)
+    else:
+        rotation, translation, local, boxes = (part[keep] for part in (rotation, translation, local, boxes))
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    parts = scores[keep].tolist(), boxes[keep], poses, rotation, local, angles, repeat(intrinsics, len(keep))
-    return Faces(map(Face, *parts))
+    return Faces(map(Face, scores[keep].tolist(), boxes, poses, rotation, local, angles, repeat(intrinsics, len(keep))))
+
+
+def mean_poses(
+    weights: np.ndarray, center: np.ndarray, size: np.ndarray, local: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(K,), (K, 2) and (K, 3, 3) weighted means of N local poses that differ little.
+
+    Args:
+        weights: (K, N), none of the rows all zero.
+        center, size, local: (N, 2), (N,), (N, 3, 3).
+    """
+    parts = np.concatenate([center, np.log(size)[:, None], geometry.matrix_to_sixd(local)], axis=1)
+    mean = (weights / weights.sum(1, keepdims=True)) @ parts
+    return mean[:, :2], np.exp(mean[:, 2]), geometry.sixd_to_matrix(mean[:, 3:])
 
 
 @cache

@@ -81,6 +81,11 @@ class Model:
     def nms_iou(self) -> float:
         return float(self.manifest["thresholds"]["nms_iou"])
 
+    @property
+    def merge_iou(self) -> float:
+        """Overlap from which on poses of one face are averaged; 0: the best-scored one is taken."""
+        return float(self.manifest["thresholds"].get("merge_iou", 0.0))
+
 
 def bundled_models() -> list[str]:
     """Names of the models that come with the package."""

@@ -30,8 +30,12 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray
     ``extra`` is added to every width and height: 1 for WIDER FACE's protocol, whose boxes include
     their last pixel.
     """
-    low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-    size = np.maximum(high - low + extra, 0)
-    overlap = size[..., 0] * size[..., 1]
-    area_a, area_b = ((x[:, 2] - x[:, 0] + extra) * (x[:, 3] - x[:, 1] + extra) for x in (a, b))
-    return overlap / np.maximum(area_a[:, None] + area_b - overlap, 1e-12)
+    if extra:
+        a, b = a + [0, 0, extra, extra], b + [0, 0, extra, extra]
+    left, top, right, bottom = a.T[:, :, None]
+    x1, y1, x2, y2 = b.T
+    width = np.minimum(right, x2) - np.maximum(left, x1)
+    height = np.minimum(bottom, y2) - np.maximum(top, y1)
+    overlap = np.maximum(width, 0) * np.maximum(height, 0)
+    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - overlap
+    return overlap / np.maximum(union, 1e-12)

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ASTRONAUT_BOX
-from img2pose_edge.pose_references import load_reference
+from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
 from img2pose_edge.decode import candidates
@@ -299,6 +299,29 @@ def test_nms_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30.0]])
     assert non_maximum_suppression(boxes, np.array([0.5, 0.9, 0.3]), 0.4).tolist() == [1, 2]
     assert non_maximum_suppression(np.empty((0, 4)), np.empty(0), 0.4).tolist() == []
+
+
+def test_poses_of_one_face_are_averaged_by_overlap_and_score() -> None:
+    camera = geometry.default_intrinsics(640, 480)
+    center = np.array([[200.0, 200], [202, 200], [260, 200], [500, 200]])
+    yaws = np.array([10.0, 20, 40, -30])
+    local = geometry.angles_to_matrix(np.stack([0 * yaws, yaws, 0 * yaws], 1))
+    scores, size = np.array([0.8, 0.4, 0.3, 0.2]), np.array([40.0, 42, 40, 30])
+    given = scores, center, size, local, np.ones(2), camera, 0.3
+    alone, merged = make_faces(*given), make_faces(*given, merge_iou=0.6)
+    assert [f.score for f in merged] == [f.score for f in alone] == [0.8, 0.3, 0.2]
+    overlap = pairwise_iou(*(make_faces(*given[:6], 1.0)[i].box[None] for i in (0, 1)))[0, 0]
+    share = 0.4 * overlap / (0.8 + 0.4 * overlap)
+    assert merged[0].yaw == pytest.approx(10 + 10 * share, abs=0.05)
+    seen = geometry.camera_to_local(merged[0].rotation, merged[0].translation, camera)
+    np.testing.assert_allclose(seen[0], [200 + 2 * share, 200], atol=1e-9)
+    assert seen[1] == pytest.approx(40 * 1.05**share)
+    np.testing.assert_allclose(
+        merged[0].box, project_face_box(merged[0].rotation, merged[0].translation, camera), atol=1e-9
+    )
+    for a, b in zip(alone[1:], merged[1:], strict=True):
+        np.testing.assert_allclose(a.pose, b.pose, atol=1e-9)
+        np.testing.assert_allclose(a.box, b.box, atol=1e-9)
 
 
 def test_one_detector_serves_many_threads(astronaut: np.ndarray) -> None:
