@@ -30,10 +30,10 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray
     ``extra`` is added to every width and height: 1 for WIDER FACE's protocol, whose boxes include
     their last pixel.
     """
-    if extra:
-        a, b = a + [0, 0, extra, extra], b + [0, 0, extra, extra]
     left, top, right, bottom = a.T[:, :, None]
     x1, y1, x2, y2 = b.T
+    if extra:
+        right, bottom, x2, y2 = right + extra, bottom + extra, x2 + extra, y2 + extra
     width = np.minimum(right, x2) - np.maximum(left, x1)
     height = np.minimum(bottom, y2) - np.maximum(top, y1)
     overlap = np.maximum(width, 0) * np.maximum(height, 0)
