@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,8 @@ def candidates(
     Returns:
         scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
     """
-    logit = np.log(threshold / (1 - threshold)) if 0 < threshold < 1 else np.copysign(np.inf, threshold - 0.5)
+    # A float of Python's: next to a number of numpy's, float32 maps would be compared as float64.
+    logit = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
     width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
     levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
@@ -65,7 +67,8 @@ def candidates(
         if len(kept):
             rows = np.empty((width, len(kept)))
             rows[0], rows[3] = score.take(kept), stride
-            np.divmod(kept, score.shape[-1], rows[2], rows[1])
+            rows[2] = y = kept // score.shape[-1]
+            rows[1] = kept - y * score.shape[-1]
             rows[4:] = pose.reshape(pose.shape[1], -1).take(kept, axis=1)
             levels.append(rows)
     found = np.concatenate(levels, axis=1)

@@ -434,16 +434,15 @@ def project_ellipsoid_box(
         (..., 4) x1, y1, x2, y2 in pixels. The ellipsoid must lie in front of the camera.
     """
     xp = namespace(rotation)
-    # The columns of K R, scaled by the semi-axes, and K (R c + t).
+    # The columns of K R, and K (R c + t).
     columns = _times(_transpose(rotation), _transpose(intrinsics))
-    moved = _times(translation[..., None, :], _transpose(intrinsics))[..., 0, :]
-    i, j, k = columns[..., 0, :], columns[..., 1, :], columns[..., 2, :]
-    middle = i * center[0] + j * center[1] + k * center[2] + moved
-    i, j, k = i * semi_axes[0], j * semi_axes[1], k * semi_axes[2]
+    middle = center @ columns + _times(translation[..., None, :], _transpose(intrinsics))[..., 0, :]
 
-    # Of the dual conic C*, the last column and the diagonal.
-    column = middle * middle[..., 2:] - (i * i[..., 2:] + j * j[..., 2:] + k * k[..., 2:])
-    diagonal = middle * middle - (i * i + j * j + k * k)
+    # The dual conic C* is that of the middle less that of the semi-axes; of it, the last column and the diagonal.
+    rows = columns * semi_axes[:, None]
+    conic = _transpose(rows) @ rows
+    column = middle * middle[..., 2:] - conic[..., 2]
+    diagonal = middle * middle - conic.reshape((*conic.shape[:-2], 9))[..., ::4]
     depth = column[..., 2:]
     outline = column[..., :2] / depth
     half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)

@@ -30,6 +30,8 @@ def load_image(source: Any) -> np.ndarray:
         ValueError: if it is not a readable, whole image, or of another dtype or shape.
         TypeError: if it is nothing of the above.
     """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if path.is_dir():
@@ -39,8 +41,6 @@ def load_image(source: Any) -> np.ndarray:
         return decode_image(path.read_bytes(), str(path))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
     kind = f"{type(source).__module__}.{type(source).__name__}"

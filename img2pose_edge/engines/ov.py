@@ -52,7 +52,7 @@ class Compiled:
         if not values.flags.writeable:  # memory that OpenVINO does not share
             values = values.copy()
         request.set_input_tensor(openvino.Tensor(values, shared_memory=True))  # less overhead than infer([values])
-        request.infer()
+        request.infer(share_outputs=True)  # outputs are not copied
         return request
 
     def _request(self, shape: tuple[int, ...]) -> Any:
