@@ -51,6 +51,8 @@ class ExportOptions:
         for name, known in {"format": tuple(FORMATS), "precision": PRECISIONS}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not 0 <= self.merge_iou <= 1:
+            raise ValueError(f"merge_iou must be between 0 and 1, got {self.merge_iou}")
         if self.proposals < 1:
             raise ValueError(f"proposals must be at least 1, got {self.proposals}")
 
@@ -114,6 +116,8 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
         state, network = load_network(checkpoint)
     if lite and not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks run in TFLite, {checkpoint} holds a {state['network']}")
+    if options.merge_iou and not isinstance(network, EdgeNet):
+        raise ValueError(f"only poses of edge networks are averaged, {checkpoint} holds a {state['network']}")
     facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, options.proposals)
     if lite:
         from img2pose_edge.export import tflite

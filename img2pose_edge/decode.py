@@ -16,10 +16,10 @@ SIZE_UNIT = 2.0
 """Apparent size, in strides per face unit, that log size 0 means."""
 
 
+MOST_LOG_SIZE = 4.0
 NEUTRAL_SIZE = 20.0
-"""Apparent size, pixels per face unit, at which a score stays as it is: a face about 30 pixels across."""
-MOST_OCTAVES = 7.5
-"""Doublings of it that :func:`cells_to_local` gives at most, at a stride of 32."""
+"""Apparent size, pixels of the network's image per face unit, at which a score stays as it is: a face about 30 pixels
+across."""
 
 
 def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
@@ -35,7 +35,7 @@ def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Ar
     """
     xp = geometry.namespace(maps)
     center = (cells + 0.5 + maps[:, :2]) * strides[:, None]
-    size = strides * (SIZE_UNIT * xp.exp(maps[:, 2].clip(-4, 4)))
+    size = strides * (SIZE_UNIT * xp.exp(maps[:, 2].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE)))
     return center, size, geometry.sixd_to_matrix(maps[:, 3:])
 
 
@@ -53,7 +53,8 @@ def candidates(
         poses: per stride, (1, 9, H/s, W/s).
         strides: pixels per cell.
         threshold: probability.
-        score_gain: what a logit gains with each doubling of the face's size.
+        score_gain: what a logit gains with each doubling of the face's size beyond :data:`NEUTRAL_SIZE`, and loses
+            below; 0 or more.
 
     Returns:
         scores (N,) as probabilities, and centre, size, local rotation as :func:`cells_to_local`.
@@ -63,7 +64,9 @@ def candidates(
     width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
     levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
-        kept = (score.reshape(-1) >= logit - abs(score_gain) * MOST_OCTAVES).nonzero()[0]
+        # What the largest face of this stride gains at most.
+        gain = score_gain * (math.log2(stride * SIZE_UNIT / NEUTRAL_SIZE) + MOST_LOG_SIZE / math.log(2))
+        kept = (score.reshape(-1) >= logit - max(gain, 0.0)).nonzero()[0]
         if len(kept):
             rows = np.empty((width, len(kept)))
             rows[0], rows[3] = score.take(kept), stride
@@ -73,7 +76,8 @@ def candidates(
             levels.append(rows)
     found = np.concatenate(levels, axis=1)
     if score_gain:
-        found[0] += score_gain * np.log2(found[3] * (SIZE_UNIT / NEUTRAL_SIZE) * np.exp(found[6].clip(-4, 4)))
+        size = found[3] * SIZE_UNIT * np.exp(found[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE))
+        found[0] += score_gain * np.log2(size / NEUTRAL_SIZE)
         found = found[:, found[0] >= logit]
     found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])

@@ -222,7 +222,7 @@ def make_faces(
         nms_iou: 0 to 1.
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
         merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
-            and score; 0: its own alone.
+            and score; 0: its own alone. Only what reached the threshold of the scores counts.
     """
     if not len(scores):
         return Faces()
@@ -241,7 +241,9 @@ def make_faces(
     keep = non_maximum_suppression(boxes, scores, nms_iou)
     if merge_iou and len(keep) < len(scores):
         overlap = pairwise_iou(boxes[keep], boxes)
-        center, size, local = mean_poses(overlap * (overlap >= merge_iou) * scores, center, size, local)
+        same = overlap >= merge_iou
+        same[:, keep] = np.eye(len(keep), dtype=bool)  # what stays is another face
+        center, size, local = mean_poses(overlap * same * scores, center, size, local)
         rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
         boxes = project_face_box(rotation, translation, intrinsics)
     else:
@@ -254,7 +256,7 @@ def make_faces(
 def mean_poses(
     weights: np.ndarray, center: np.ndarray, size: np.ndarray, local: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(K,), (K, 2) and (K, 3, 3) weighted means of N local poses that differ little.
+    """Weighted means of N local poses that differ little: centre (K, 2), size (K,), rotation (K, 3, 3).
 
     Args:
         weights: (K, N), none of the rows all zero.

@@ -109,12 +109,6 @@ def matrix_to_rotvec(matrix: Array) -> Array:
         (..., 3) radians. Gradients are finite everywhere, at zero rotation and near pi too.
     """
     xp = namespace(matrix)
-    if xp is np:  # in few operations, but for half turns: R - R^T is twice the sine, times the axis' cross product
-        v = matrix[..., [2, 0, 1], [1, 2, 0]] - matrix[..., [1, 2, 0], [2, 0, 1]]
-        cosine = matrix[..., 0, 0] + matrix[..., 1, 1] + matrix[..., 2, 2] - 1
-        sine = np.sqrt(_dot(v, v)) + 1e-100
-        if (cosine > -1.9).all():
-            return v * (np.arctan2(sine, cosine) / sine)[..., None]
     m = [[matrix[..., i, j] for j in range(3)] for i in range(3)]
     # 4 q q^T of the quaternion (w, x, y, z) is linear in R; its row of largest diagonal is
     # proportional to q and never close to zero (Shepperd 1978).
@@ -140,6 +134,21 @@ def matrix_to_rotvec(matrix: Array) -> Array:
     norm = xp.sqrt(xp.where(small, xp.ones_like(square), square))
     factor = xp.where(small, 2 / xp.where(small, w, xp.ones_like(w)), 2 * xp.arctan2(norm, w) / norm)
     return v * factor[..., None]
+
+
+def _rotvec(rotation: Array) -> Array:
+    """What :func:`matrix_to_rotvec` gives of exact rotations; of numpy's in a third of its time.
+
+    ``R - R^T`` is the cross product by the axis times twice the sine, and the trace less 1 twice the cosine. Near half
+    turns, from 160 degrees on, the axis is not exact that way.
+    """
+    if namespace(rotation) is np:
+        axis = rotation[..., [2, 0, 1], [1, 2, 0]] - rotation[..., [1, 2, 0], [2, 0, 1]]
+        cosine = rotation[..., 0, 0] + rotation[..., 1, 1] + rotation[..., 2, 2] - 1
+        if (cosine > 2 * np.cos(np.radians(160))).all():
+            sine = np.sqrt(_dot(axis, axis)) + np.finfo(axis.dtype).tiny
+            return axis * (np.arctan2(sine, cosine) / sine)[..., None]
+    return matrix_to_rotvec(rotation)
 
 
 def sixd_to_matrix(sixd: Array) -> Array:
@@ -333,7 +342,7 @@ def camera_to_local(rotation: Array, translation: Array, intrinsics: Array) -> t
 
 def compose_pose(rotation: Array, translation: Array) -> Array:
     """(..., 3, 3) rotation and (..., 3) translation to (..., 6) poses."""
-    return namespace(rotation).concatenate([matrix_to_rotvec(rotation), translation], axis=-1)
+    return namespace(rotation).concatenate([_rotvec(rotation), translation], axis=-1)
 
 
 def decompose_pose(pose: Array) -> tuple[Array, Array]:
@@ -426,8 +435,8 @@ def project_ellipsoid_box(
     perspective and smooth in the pose.
 
     Args:
-        center: (3,) of the ellipsoid, face frame, face units.
-        semi_axes: (3,) face units.
+        center: (3,) of the ellipsoid, face frame, face units; of the kind and dtype of ``rotation``.
+        semi_axes: (3,) face units, likewise.
         rotation, translation, intrinsics: as in :func:`project`.
 
     Returns:

@@ -435,6 +435,8 @@ def test_detect_poses_follows_an_official_checkpoint(tmp_path: Path, astronaut: 
     network = official_checkpoint(tmp_path)
     files = [tmp_path / f"{n}.npy" for n in ("mean", "std", "points")]
     convert_checkpoint(tmp_path / "img2pose.pth", tmp_path / "ours.pt", *files)
+    with pytest.raises(ValueError, match="only poses of edge networks are averaged"):
+        export_model(tmp_path / "ours.pt", tmp_path / "ours.onnx", ExportOptions(merge_iou=0.5))
     manifest_path = export_model(tmp_path / "ours.pt", tmp_path / "ours.onnx", ExportOptions(proposals=50))
     manifest = json.loads(manifest_path.read_text())
     assert (manifest["input"]["size"], manifest["input"]["shortest"]) == (1400, 800)

@@ -29,6 +29,8 @@ def test_rotvec_matrix_round_trip_agrees_with_scipy(r: np.ndarray) -> None:
     matrix = g.rotvec_to_matrix(r)
     np.testing.assert_allclose(matrix, Rotation.from_rotvec(r).as_matrix(), atol=1e-9)
     np.testing.assert_allclose(g.matrix_to_rotvec(matrix), r, atol=1e-6)
+    np.testing.assert_allclose(g.compose_pose(matrix, r)[:3], r, atol=1e-6)
+    np.testing.assert_allclose(g.compose_pose(matrix.astype(np.float32), r)[:3], r, atol=2e-3)
 
 
 @given(direction)

@@ -284,15 +284,37 @@ def test_decoding_places_a_cell_exactly() -> None:
 
 
 def test_scores_gain_with_the_size_of_the_face() -> None:
-    """Exactly at the threshold, too, and in the order of the scores that come out."""
     scores = [np.full((1, 1, 2, 2), -9.0, np.float32), np.full((1, 1, 2, 2), -9.0, np.float32)]
     poses = [np.zeros((1, 9, 2, 2), np.float32), np.zeros((1, 9, 2, 2), np.float32)]
-    scores[0][0, 0, 0, :], scores[1][0, 0, 1, :] = [0.3, 0.9], [-0.9, -1.3]
+    scores[0][0, 0, 0, :], scores[1][0, 0, 1, :] = [0.5, 0.75], [-0.25, -1.25]
     poses[0][0, 2, 0, :], poses[1][0, 2, 1, :] = np.log([20 / 16, 10 / 16]), np.log([160 / 64, 320 / 64])
     plain, gained = (candidates(scores, poses, [8, 32], 0.5, gain) for gain in (0.0, 0.3))
     np.testing.assert_allclose(plain[2], [10, 20], rtol=1e-6)
-    np.testing.assert_allclose(gained[2], [10, 20, 160], rtol=1e-6)  # and not the last: -1.3 + 4 * .3
-    np.testing.assert_allclose(np.log(gained[0] / (1 - gained[0])), [0.9 - 0.3, 0.3, -0.9 + 3 * 0.3], atol=1e-6)
+    np.testing.assert_allclose(gained[2], [160, 20, 10], rtol=1e-6)  # in another order, and not -1.25 + 4 * 0.3
+    logits = np.log(gained[0] / (1 - gained[0]))
+    np.testing.assert_allclose(logits, [-0.25 + 3 * 0.3, 0.5, 0.75 - 0.3], atol=1e-6)
+
+
+def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
+    tmp_path: Path, astronaut: np.ndarray
+) -> None:
+    model = find_model("edge-n")
+    manifest = model.manifest | {"thresholds": model.manifest["thresholds"] | {"merge_iou": 0.0}, "score_gain": 0.0}
+    shutil.copy(model.path, tmp_path / "m.onnx")
+    results = []
+    for change in ({}, {"score_gain": 0.3}, {"thresholds": manifest["thresholds"] | {"merge_iou": 0.6}}):
+        (tmp_path / "m.json").write_text(json.dumps(manifest | change))
+        results.append(PoseDetector(tmp_path / "m.onnx", threads=1)(astronaut)[0])
+    plain, gained, merged = results
+    octaves = np.log2(geometry.camera_to_local(plain.rotation, plain.translation, plain.intrinsics)[1] / 20)
+
+    def logit(score: float) -> float:
+        return float(np.log(score / (1 - score)))
+
+    assert logit(gained.score) - logit(plain.score) == pytest.approx(0.3 * octaves, abs=1e-3)
+    assert merged.score == plain.score
+    assert 0 < np.abs(merged.box - plain.box).max() < 8
+    assert 0 < np.degrees(geometry.geodesic_distance(merged.rotation, plain.rotation)) < 5
 
 
 def test_nms_keeps_the_best_of_overlapping_boxes() -> None:
@@ -322,6 +344,9 @@ def test_poses_of_one_face_are_averaged_by_overlap_and_score() -> None:
     for a, b in zip(alone[1:], merged[1:], strict=True):
         np.testing.assert_allclose(a.pose, b.pose, atol=1e-9)
         np.testing.assert_allclose(a.box, b.box, atol=1e-9)
+    # Faces that are kept apart are not averaged with each other.
+    apart = make_faces(*given[:6], 0.99, merge_iou=0.6)
+    np.testing.assert_allclose([f.yaw for f in apart], yaws, atol=1e-9)
 
 
 def test_one_detector_serves_many_threads(astronaut: np.ndarray) -> None:

@@ -36,7 +36,7 @@ def overhead(image: np.ndarray, scores: list[np.ndarray], poses: list[np.ndarray
     pixels = load_image(image)
     camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
     _, scale = letterbox(pixels, 640, 32)
-    return len(make_faces(*candidates(scores, poses, STRIDES, 0.4), scale, camera, 0.4))
+    return len(make_faces(*candidates(scores, poses, STRIDES, 0.4, 0.2), scale, camera, 0.4, merge_iou=0.6))
 
 
 @pytest.mark.parametrize("faces", [0, 1, 10, 50])

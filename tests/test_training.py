@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from img2pose_edge.export.model import export_model
+from img2pose_edge.export.model import ExportOptions, export_model
 from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
@@ -39,7 +39,7 @@ from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, tr
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
-from img2pose_edge.training.networks.edge import CONFIGS, STRIDES, EdgeNet
+from img2pose_edge.training.networks.edge import CONFIGS, SCORE_GAIN, STRIDES, EdgeNet
 from img2pose_edge.training.objective import edge_loss
 from img2pose_edge.training.optimizer import MuonAdamW
 from img2pose_edge.training.targets import assign, flatten_maps, ignored_cells, lay_out_cells
@@ -221,11 +221,29 @@ def test_backdrop_faces_behind_the_picture_are_dropped_or_ignored() -> None:
 
 def test_yaw_is_half_way_to_the_pan_of_a_level_head() -> None:
     face = {"box": [1, 2, 30, 40], "angles": [5.0, 36.0, 2.0], "spread": 0}
-    yaws = [
-        geometry.matrix_to_angles(parse_faces([face | label]).local[0])[1]
-        for label in ({}, {"label": {"tilt": 15, "pan": 45}}, {"label": {"tilt": -60, "pan": 45}})
-    ]
-    np.testing.assert_allclose(yaws, [36, 40.5, 36], atol=1e-9)
+    labels = (None, "face", {"tilt": 15, "pan": 45}, {"tilt": -60, "pan": 45}, {"pan": 45})
+    yaws = [geometry.matrix_to_angles(parse_faces([face | {"label": x}]).local[0])[1] for x in labels]
+    np.testing.assert_allclose(yaws, [36, 36, 40.5, 36, 36], atol=1e-9)
+    without = parse_faces([{"box": [1, 2, 30, 40], "label": {"tilt": 0, "pan": 45}}])
+    np.testing.assert_array_equal(without.local[0], np.eye(3))
+
+
+def test_a_scene_stands_behind_most_pictures(tiny_data: Path, tmp_path: Path) -> None:
+    """Its faces come after those of the picture, which stay as they are."""
+    composer = make_composer(tiny_data, tmp_path)
+    backed = dataclasses.replace(composer.strength, backed=1.0, covered=0.0)
+    plain = dataclasses.replace(backed, backed=0.0)
+    more = 0
+    for i in range(12):
+        composer.strength = plain
+        alone = composer[i]
+        composer.strength = backed
+        both = composer[i]
+        n = len(alone.faces)
+        np.testing.assert_array_equal(both.faces.boxes[:n], alone.faces.boxes)
+        assert len(both.intrinsics) == len(both.faces)
+        more += len(both.faces) - n
+    assert more >= 3
 
 
 def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
@@ -449,8 +467,11 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
     save_checkpoint({"network": "edge-n", "weights": network.state_dict(), "step": 1}, checkpoint)
     with pytest.raises(ValueError, match=r"\.onnx"):
         export_model(checkpoint, tmp_path / "a.tflite")
-    export_model(checkpoint, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=r"merge_iou.*1\.5"):
+        ExportOptions(merge_iou=1.5)
+    export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=0.7))
     detector = PoseDetector(tmp_path / "a.onnx", threads=1)
+    assert (detector.model.merge_iou, detector.model.score_gain) == (0.7, SCORE_GAIN)
     for image in (astronaut, astronaut[:200, :333]):
         pixels, _ = letterbox(image, 640, 32)
         with torch.no_grad():

@@ -151,7 +151,7 @@ def adjust_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cover_faces(image: np.ndarray, faces: Faces, source: np.ndarray, there: Faces, rng: np.random.Generator) -> None:
-    """Cover up to half of some faces of ``image`` from one side, as hands, hats and neighbours do, with a piece of the
+    """Cover about half of some faces of ``image`` from one side, as hands, hats and neighbours do, with a piece of the
     image ``source`` without a face (``there`` are its faces), or, if none is found, with one colour. Labels stay:
     annotators draw the whole face, too, as far as they can guess it.
     """
@@ -192,7 +192,7 @@ class Composer:
     """Makes training pictures of ``size`` pixels square out of labelled images.
 
     Scenes (collections in :data:`SCENES`: many faces, mostly small) are cropped at random scales; portraits
-    (the rest: few faces, large) fill a whole picture or share one, four at a time.
+    (the rest: few faces, large) fill a whole picture or share one, four at a time. Most have another scene behind them.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class Composer:
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
         tile = canvas[y : y + side, x : x + side]
         crop = None
-        if rng.random() < 0.15:  # a tight crop on a plain background, as photo archives hold
+        if rng.random() < 0.15:  # a tight crop with an edge around it, as photo archives hold
             margin = record.faces.sizes[chosen] * rng.uniform(0.1, 0.5)
             crop = record.faces.boxes[chosen] + np.array([-1, -1, 1, 1]) * margin
         faces, camera = self._paste(tile, index, placement, crop)
@@ -325,9 +325,10 @@ class Composer:
             inside = clip_faces(_shifted(faces, -np.array([x1, y1])), x2 - x1, y2 - y1)
             faces = _shifted(inside, np.array([x1, y1]))
         if placement.scale < 0.5:  # warpAffine does not low-pass
-            half = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            factor = np.array([pixels.shape[1] / half.shape[1], pixels.shape[0] / half.shape[0]])
-            pixels, matrix = half, np.column_stack([matrix[:, :2] * factor, matrix[:, 2]])
+            share = 0.5 ** int(-np.log2(placement.scale))
+            small = cv2.resize(pixels, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+            factor = np.array([pixels.shape[1] / small.shape[1], pixels.shape[0] / small.shape[0]])
+            pixels, matrix = small, np.column_stack([matrix[:, :2] * factor, matrix[:, 2]])
         # Pixel i covers [i, i + 1): OpenCV puts coordinates at pixel centres, we at corners.
         offset = matrix[:, :2] @ [0.5, 0.5] - 0.5
         cv2.warpAffine(

@@ -71,6 +71,9 @@ def check_face(face: dict[str, Any], width: int, height: int) -> None:
     box = _array(face, "box", (4,))
     for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,)), ("spread", ())):
         _array(face, key, shape)
+    if isinstance(face.get("label"), dict):
+        for key in ("tilt", "pan"):
+            _array(face["label"], key, ())
     if box is None:
         raise ValueError("it has no box")
     has_area = (box[2:] > box[:2]).all()  # data sets list faces of none; training drops them
