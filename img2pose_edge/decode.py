@@ -61,25 +61,25 @@ def candidates(
     """
     # A float of Python's: next to a number of numpy's, float32 maps would be compared as float64.
     logit = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
+    per_log = score_gain / math.log(2)
     width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
     levels = [np.empty((width, 0))]
     for score, pose, stride in zip(scores, poses, strides, strict=True):
-        # What the largest face of this stride gains at most.
-        gain = score_gain * (math.log2(stride * SIZE_UNIT / NEUTRAL_SIZE) + MOST_LOG_SIZE / math.log(2))
-        kept = (score.reshape(-1) >= logit - max(gain, 0.0)).nonzero()[0]
+        gain = score_gain * math.log2(stride * SIZE_UNIT / NEUTRAL_SIZE)
+        kept = (score.reshape(-1) >= logit - gain - MOST_LOG_SIZE * per_log).nonzero()[0]
         if len(kept):
             rows = np.empty((width, len(kept)))
             rows[0], rows[3] = score.take(kept), stride
+            rows[0] += gain
             rows[2] = y = kept // score.shape[-1]
             rows[1] = kept - y * score.shape[-1]
             rows[4:] = pose.reshape(pose.shape[1], -1).take(kept, axis=1)
             levels.append(rows)
     found = np.concatenate(levels, axis=1)
     if score_gain:
-        size = found[3] * SIZE_UNIT * np.exp(found[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE))
-        found[0] += score_gain * np.log2(size / NEUTRAL_SIZE)
-        found = found[:, found[0] >= logit]
-    found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
+        found[0] += found[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE) * per_log
+    best = np.argsort(-found[0], kind="stable")[: np.count_nonzero(found[0] >= logit)]
+    found = found.take(best, axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 
