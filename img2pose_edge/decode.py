@@ -17,6 +17,7 @@ SIZE_UNIT = 2.0
 
 
 MOST_LOG_SIZE = 4.0
+"""Of a log size, either way: more is noise of an untrained network's."""
 NEUTRAL_SIZE = 20.0
 """Apparent size, pixels of the network's image per face unit, at which a score stays as it is: a face about 30 pixels
 across."""

@@ -18,9 +18,9 @@ from img2pose_edge.training.data import Faces, Pixels, Record, pose_from_boxes
 FILL = 127
 MIN_FACE, MAX_FACE = 6.0, 300.0
 """Faces outside this range of sizes, in pixels of the training picture, are ignored, not learnt."""
-SCENES = {"wider": 0.82, "masks": 0.18}
 LEAST_COVERED = 14.0
 """Size of faces that may be covered, in pixels of the training picture."""
+SCENES = {"wider": 0.82, "masks": 0.18}
 PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
 SCENE, MOSAIC = 0.76, 0.16

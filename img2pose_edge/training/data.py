@@ -72,8 +72,8 @@ def blend_pan(face: dict[str, Any]) -> np.ndarray:
     """Pitch, yaw, roll of a labelled face; the yaw half way to the ``pan`` that its ``label`` says the person was told
     to turn by, if the head is level.
 
-    Estimators that label photographs fall short of Pointing'04's pan by 6 degrees on average, by 9 at 45: what they
-    agree in is not all true; nor is where a person turned who was told to look at a mark.
+    Estimators that label photographs are off Pointing'04's pan by 6 degrees on average, by up to 9 and mostly short of
+    it at 45: what they agree in is not all true; nor is where a person turned who was told to look at a mark.
     """
     pitch, yaw, roll = np.asarray(face["angles"], float)
     label = face.get("label")
