@@ -232,7 +232,7 @@ def train(options: argparse.Namespace) -> int:
     from img2pose_edge.training.loop import train as run
 
     fields = TrainOptions.__dataclass_fields__
-    options.float_layers = tuple(options.float_layers)
+    options.float_layers, options.teacher = tuple(options.float_layers), tuple(options.teacher)
     chosen = TrainOptions(**{name: getattr(options, name) for name in fields})
     print(
         run(
@@ -575,9 +575,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--teacher",
-        default="",
+        action="append",
+        default=[],
         metavar="CHECKPOINT",
-        help="edge or full network whose outputs an edge network learns too",
+        help="edge or full network whose outputs an edge network learns too; of several, each step from one by lot",
     )
     p.add_argument(
         "--int8", action="store_true", help="fine-tune an edge network, from --initial, as it will be quantized"

@@ -64,6 +64,32 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(batch: Batch) -> Non
         assert same[name] < 1e-4 < 0.01 < other[name], name
 
 
+def test_an_edge_teacher_is_not_believed_where_it_alone_sees_a_face(batch: Batch) -> None:
+    teacher = load_teacher(BUNDLED, CPU)
+    _, _, cells = maps(build_network("edge-n"), batch)
+    labelled, alone = teacher(batch, cells), teacher(batch.select(batch.picture > 0), cells)
+    sure = labelled.score >= 0.5
+    assert sure[0].any()
+    assert not labelled.known[0, sure[0]].logical_not().all(), "it is believed where there is a label"
+    assert not alone.known[0, sure[0]].any()
+    assert alone.known[~sure].all()
+
+
+def test_teachers_take_turns_by_lot_as_the_seed_says(batch: Batch, tmp_path: Path) -> None:
+    write_detector(tmp_path / "scrfd.onnx")
+    teachers = [load_teacher(BUNDLED, CPU), load_teacher(tmp_path / "scrfd.onnx", CPU)]
+    objective = EdgeObjective(build_network("edge-n").train(), teachers)
+    assert set(objective.parts) >= {"hint_score", "hint_pose"}
+
+    def heard(seed: int) -> bool:
+        torch.manual_seed(seed)
+        return "hint_pose" in objective(batch)[1]
+
+    turns = [heard(seed) for seed in range(8)]
+    assert {*turns} == {True, False}
+    assert turns == [heard(seed) for seed in range(8)], "a run that goes on hears the same"
+
+
 def test_a_full_teacher_speaks_for_the_cells_around_its_faces(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = torch.tensor([[40.0, 40, 100, 110], [60, 50, 120, 120], [8, 8, 20, 22]])
     local = geometry.angles_to_matrix(torch.tensor([[10.0, 20, 5], [0, -30, 0], [5, 5, 5]]))
@@ -165,7 +191,7 @@ def test_a_detector_teaches_scores_and_boxes_of_small_faces(batch: Batch, tmp_pa
     assert (moved[1:] == labels[1:]).all()
 
     student = build_network("edge-n").train()
-    loss, parts = EdgeObjective(student, teacher)(batch)
+    loss, parts = EdgeObjective(student, [teacher])(batch)
     assert loss.isfinite()
     assert parts["hint_score"] > 0
     assert "hint_pose" not in parts
@@ -183,7 +209,7 @@ def test_a_student_comes_nearer_to_its_teacher(batch: Batch) -> None:
     torch.manual_seed(0)
     student = build_network("edge-n").train()
     assert isinstance(student, EdgeNet)
-    objective = EdgeObjective(student, load_teacher(BUNDLED, CPU))
+    objective = EdgeObjective(student, [load_teacher(BUNDLED, CPU)])
     assert not any("teacher" in name for name, _ in objective.named_parameters()), "the teacher is not trained"
     optimizer = torch.optim.AdamW(objective.parameters(), 2e-3)
     history = []
@@ -198,15 +224,15 @@ def test_a_student_comes_nearer_to_its_teacher(batch: Batch) -> None:
 
 
 def test_the_loop_logs_what_the_teacher_taught(tiny_data: Path, tmp_path: Path) -> None:
-    options = TrainOptions(steps=2, batch_size=2, crop_size=96, warmup_steps=1, teacher=str(BUNDLED))
+    options = TrainOptions(steps=2, batch_size=2, crop_size=96, warmup_steps=1, teacher=(str(BUNDLED),))
     train(tiny_data, tmp_path / "run", options, workers=0)
     with (tmp_path / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert np.isfinite([float(rows[0][k]) for k in ("hint_score", "hint_pose")]).all()
     with pytest.raises(ValueError, match="teacher="):
-        train(tiny_data, tmp_path / "run", TrainOptions(**{**vars(options), "teacher": ""}), workers=0)
+        train(tiny_data, tmp_path / "run", TrainOptions(**{**vars(options), "teacher": ()}), workers=0)
     full = TrainOptions(**{**vars(options), "network": "full-18"})
     with pytest.raises(ValueError, match="only edge networks learn from a teacher, not a full-18"):
         train(tiny_data, tmp_path / "full", full, workers=0)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
-        train(tiny_data, tmp_path / "none", TrainOptions(**{**vars(options), "teacher": "none.pt"}), workers=0)
+        train(tiny_data, tmp_path / "none", TrainOptions(**{**vars(options), "teacher": ("none.pt",)}), workers=0)

@@ -23,6 +23,7 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
+from img2pose_edge.training import augment
 from img2pose_edge.training.augment import (
     STRENGTHS,
     Composer,
@@ -42,7 +43,7 @@ from img2pose_edge.training.networks.depthwise import DepthwiseStride2
 from img2pose_edge.training.networks.edge import CONFIGS, SCORE_GAIN, STRIDES, EdgeNet
 from img2pose_edge.training.objective import edge_loss
 from img2pose_edge.training.optimizer import MuonAdamW
-from img2pose_edge.training.targets import assign, flatten_maps, ignored_cells, lay_out_cells
+from img2pose_edge.training.targets import assign, covered_cells, flatten_maps, lay_out_cells
 from img2pose_edge.training.validation import detect_with
 
 OUT = Path(__file__).parents[1] / "out"
@@ -211,6 +212,24 @@ def test_covered_faces_keep_half_and_get_no_other_face(shape: tuple[int, int]) -
     assert not small.any(), "small faces stay as they are"
 
 
+def test_what_is_close_up_instead_of_a_portrait_is_no_face(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "SCENE", 0.0)
+    strength = dataclasses.replace(STRENGTHS["full"], backed=0.0, covered=0.0)
+    with_faces, without = [], []
+    for share, counts in ((0.0, with_faces), (1.0, without)):
+        monkeypatch.setattr(augment, "FACELESS", share)
+        composer = make_composer(tiny_data, tmp_path)
+        composer.strength = strength
+        for i in range(12):
+            sample = composer[i]
+            counts.append(len(sample.faces))
+            assert len(sample.intrinsics) == len(sample.faces)
+            assert sample.image.std() > 1, "there is something to see"
+    assert min(with_faces) > 0 == max(without)
+
+
 def test_backdrop_faces_behind_the_picture_are_dropped_or_ignored() -> None:
     covered = np.zeros((100, 100), bool)
     covered[:, 50:] = True
@@ -300,7 +319,7 @@ def test_assignment_gives_every_face_cells_of_its_own(tiny_data: Path, tmp_path:
     assert reach.max() <= 3
     extra = collate([composer[0]])
     extra.ignore[:] = True
-    mask = ignored_cells(extra, cells, 1)
+    mask = covered_cells(extra.select(extra.ignore), cells)
     inside = (cells.middle > extra.boxes[:1, :2]) & (cells.middle < extra.boxes[:1, 2:])
     assert mask[0][inside.all(1)].all()
 

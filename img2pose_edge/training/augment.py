@@ -25,6 +25,10 @@ PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
 SCENE, MOSAIC = 0.76, 0.16
 """Shares of pictures that are one scene, or four portraits; the rest are one portrait."""
+FACELESS = 0.2
+"""Share of the portraits in whose place something close up is that is no face."""
+CLOSE_UP = (24.0, 120.0)
+"""Sides of the faceless squares of scenes that are shown close up, pixels."""
 
 
 @dataclass(frozen=True)
@@ -167,17 +171,35 @@ def cover_faces(image: np.ndarray, faces: Faces, source: np.ndarray, there: Face
         else:
             region[axis] = box[2 + axis] - depth * extent[axis]
         x1, y1, x2, y2 = np.clip(region, 0, np.tile(image.shape[1::-1], 2)).round().astype(int)
-        height, width = y2 - y1, x2 - x1
-        if min(height, width) < 1:
+        if x2 <= x1 or y2 <= y1:
             continue
-        image[y1:y2, x1:x2] = rng.integers(256, size=3)
-        room = np.array(source.shape[1::-1]) - [width, height]
-        for _ in range(3 if (room >= 0).all() else 0):
-            across, down = rng.integers(room + 1)
-            piece = np.array([across, down, across + width, down + height])
-            if ((there.boxes[:, :2] >= piece[2:]) | (there.boxes[:, 2:] <= piece[:2])).any(1).all():
-                image[y1:y2, x1:x2] = source[down : down + height, across : across + width]
-                break
+        piece = find_faceless(source, there, np.array([x2 - x1, y2 - y1]), rng)
+        image[y1:y2, x1:x2] = rng.integers(256, size=3) if piece is None else piece
+
+
+def find_faceless(source: np.ndarray, faces: Faces, shape: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """A piece of this ``shape`` (width, height) of the image ``source`` where none of its ``faces`` is; None if three
+    tries found none."""
+    room = np.array(source.shape[1::-1]) - shape
+    for _ in range(3 if (room >= 0).all() else 0):
+        x1, y1 = rng.integers(room + 1)
+        x2, y2 = x1 + shape[0], y1 + shape[1]
+        if ((faces.boxes[:, :2] >= [x2, y2]) | (faces.boxes[:, 2:] <= [x1, y1])).any(1).all():
+            return source[y1:y2, x1:x2]
+    return None
+
+
+def draw_round(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw ellipses inside one another, as cups, plates, wheels and lamps show: what is round need not be a face."""
+    side = min(canvas.shape[:2])
+    middle, axes = rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.2, 0.5) * side * np.array([1, rng.uniform(0.6, 1)])
+    turn = float(rng.uniform(0, 180))
+    for _ in range(rng.integers(2, 6)):
+        color = rng.uniform(0, 255) + rng.normal(0, 25, 3)
+        cv2.ellipse(canvas, (tuple(middle), tuple(2 * axes), turn), np.clip(color, 0, 255).tolist(), -1, cv2.LINE_AA)
+        shrunk = axes * rng.uniform(0.5, 0.95)
+        middle, axes = middle + rng.uniform(-0.5, 0.5, 2) * (axes - shrunk), shrunk
+    canvas[:] = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 2.5))
 
 
 def uncovered_faces(faces: Faces, covered: np.ndarray) -> Faces:
@@ -192,7 +214,8 @@ class Composer:
     """Makes training pictures of ``size`` pixels square out of labelled images.
 
     Scenes (collections in :data:`SCENES`: many faces, mostly small) are cropped at random scales; portraits
-    (the rest: few faces, large) fill a whole picture or share one, four at a time. Most have another scene behind them.
+    (the rest: few faces, large) fill a whole picture or share one, four at a time; some are replaced by what is no
+    face, close up. Most have another scene behind them.
     """
 
     def __init__(
@@ -287,11 +310,25 @@ class Composer:
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
         return self._paste(canvas, index, placement)
 
+    def _close_up(self, tile: np.ndarray, rng: np.random.Generator) -> None:
+        """Fill ``tile`` with a piece of a scene without a face, magnified, or, as often, with round things."""
+        index = self._draw(self.scenes, rng)
+        side = round(np.exp(rng.uniform(*np.log(CLOSE_UP))))
+        piece = find_faceless(self.pixels[index], self.records[index].faces, np.array([side, side]), rng)
+        if piece is not None:
+            tile[:] = cv2.resize(piece, tile.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        if piece is None or rng.random() < 0.5:
+            draw_round(tile, rng)
+
     def _portrait(
         self, canvas: np.ndarray, x: int, y: int, side: int, rng: np.random.Generator
     ) -> tuple[Faces, np.ndarray]:
         index = self._draw(self.portraits, rng)
         record = self.records[index]
+        tile = canvas[y : y + side, x : x + side]
+        if rng.random() < FACELESS:
+            self._close_up(tile, rng)
+            return record.faces.select(np.zeros(len(record.faces), bool)), np.eye(3)
         trusted = np.where(record.faces.ignore, -1.0, record.faces.trust + 0.01)
         chosen = int(rng.choice(np.flatnonzero(trusted > 0)))
         size = np.exp(rng.uniform(np.log(30), np.log(side * 0.85)))
@@ -301,7 +338,6 @@ class Composer:
         target = side / 2 + rng.uniform(-room, room, 2)
         degrees = float(np.clip(rng.normal(0, 18), -50, 50)) if rng.random() < 0.45 else 0.0
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
-        tile = canvas[y : y + side, x : x + side]
         crop = None
         if rng.random() < 0.15:  # a tight crop with an edge around it, as photo archives hold
             margin = record.faces.sizes[chosen] * rng.uniform(0.1, 0.5)

@@ -20,11 +20,13 @@ from img2pose_edge.decode import cells_to_local
 from img2pose_edge.training.losses import box_iou, quality_focal_loss
 from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
-from img2pose_edge.training.targets import Batch, Cells, candidate_cells, flatten_maps
+from img2pose_edge.training.targets import Batch, Cells, candidate_cells, covered_cells, flatten_maps
 from img2pose_edge.training.validation import find_local_poses
 
 LEAST_SCORE = 0.1
 """Below it a teacher's pose is no hint."""
+MISTAKEN = 0.5
+"""A score from which on an edge network that sees a face where annotators saw none is not believed."""
 SURE, AGREED, SMALL = 0.3, 0.5, 64.0
 """Of a teacher's box: least score, least overlap with the label's, and pixels that the face must be smaller than."""
 
@@ -74,7 +76,7 @@ class EdgeTeacher:
         score, raw = flatten_maps(scores)[..., 0].sigmoid(), flatten_maps(poses)
         picture, cell = (score >= LEAST_SCORE).nonzero(as_tuple=True)
         local = cells_to_local(raw[picture, cell], cells.position[cell], cells.stride[cell])
-        return Hints(score, torch.ones_like(score, dtype=torch.bool), picture, cell, *local)
+        return Hints(score, (score < MISTAKEN) | covered_cells(batch, cells), picture, cell, *local)
 
 
 class FullTeacher:

@@ -43,9 +43,9 @@ class TrainOptions:
     ``schedule``: ``cosine``, or ``plateau`` as img2pose trains: a tenth of the rate after four validations
     without progress. ``patience``: stop after this many validations without progress; 0 never stops.
     ``optimizer``: see :func:`build_optimizer`. ``augmentation``: see :data:`STRENGTHS`. ``proposals``: of each
-    picture, that the full model's heads learn from; fewer are much faster without a GPU. ``teacher``: path of
-    a checkpoint from whose outputs an edge network learns besides the labels. ``int8``: fine-tune an edge
-    network, given as initial weights, as it will be quantized, but for ``float_layers``.
+    picture, that the full model's heads learn from; fewer are much faster without a GPU. ``teacher``: paths of
+    models from whose outputs an edge network learns besides the labels, each step from one by lot. ``int8``:
+    fine-tune an edge network, given as initial weights, as it will be quantized, but for ``float_layers``.
     """
 
     network: str = "edge-n"
@@ -63,12 +63,14 @@ class TrainOptions:
     augmentation: str = "full"
     patience: int = 0
     proposals: int = 512
-    teacher: str = ""
+    teacher: tuple[str, ...] = ()
     int8: bool = False
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
+        if isinstance(self.teacher, str):  # of a run of the time when there was one at most
+            object.__setattr__(self, "teacher", (self.teacher,) if self.teacher else ())
         if self.float_layers and not self.int8:
             raise ValueError("float_layers are those that int8 leaves out: it needs int8")
         for name, known in CHOICES.items():
@@ -113,7 +115,7 @@ def collate(samples: list[Sample]) -> Batch:
 def build_objective(network: nn.Module, options: TrainOptions, device: torch.device) -> Objective:
     """The network together with its loss."""
     if options.network in CONFIGS:
-        return EdgeObjective(network, load_teacher(Path(options.teacher), device) if options.teacher else None)
+        return EdgeObjective(network, [load_teacher(Path(name), device) for name in options.teacher])
     if options.teacher:
         raise ValueError(f"only edge networks learn from a teacher, not a {options.network}")
     from img2pose_edge.training.full_objective import FullNet, FullObjective
@@ -269,8 +271,7 @@ def train(
     start, best, stale = 0, -math.inf, 0
     if last.exists():
         state = load_checkpoint(last)
-        before = asdict(TrainOptions()) | state["options"]  # options newer than the run had their defaults
-        before["float_layers"] = tuple(sorted(before["float_layers"]))
+        before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
         other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
         if other:
             changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from img2pose_edge.training.data import Record
 from img2pose_edge.training.distill import Teacher, hint_losses, refine_boxes
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
-from img2pose_edge.training.targets import Batch, assign, flatten_maps, ignored_cells, lay_out_cells, predict_boxes
+from img2pose_edge.training.targets import Batch, assign, covered_cells, flatten_maps, lay_out_cells, predict_boxes
 
 WEIGHTS = {"score": 2.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
 
@@ -42,7 +44,7 @@ def edge_loss(
 
     targets = torch.zeros_like(logits)
     targets[picture, cell] = score_target(quality)
-    ignored = ignored_cells(batch, cells, len(logits))
+    ignored = covered_cells(batch.select(batch.ignore), cells)
     ignored[picture, cell] = False
     positives = max(len(face), 1)
     score = (quality_focal_loss(logits, targets) * ~ignored).sum() / positives
@@ -77,26 +79,27 @@ class Objective(nn.Module):
 
 
 class EdgeObjective(Objective):
-    """An edge network and its loss: towards the labels, and towards a teacher's hints if it has one."""
+    """An edge network and its loss: towards the labels, and, if it has teachers, the hints of one of them by lot."""
 
-    def __init__(self, network: nn.Module, teacher: Teacher | None = None) -> None:
+    def __init__(self, network: nn.Module, teachers: Sequence[Teacher] = ()) -> None:
         super().__init__()
-        self.network, self.teacher = network, teacher
-        self.parts = (*WEIGHTS, *(teacher.weights if teacher else ()))
+        self.network, self.teachers = network, teachers
+        self.parts = tuple(dict.fromkeys([*WEIGHTS, *(name for t in teachers for name in t.weights)]))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch, and its unweighted parts."""
+        """Loss of a batch, and its unweighted parts; those of the teacher of this step, of several."""
         exact = not isinstance(self.network, EdgeNet)  # a graph that learns int8's rounding wants no other
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=not exact):
             scores, poses = self.network(batch.images)
         cells = lay_out_cells([(s.shape[2], s.shape[3]) for s in scores], STRIDES, batch.images.device)
-        hints = self.teacher(batch, cells) if self.teacher else None
-        if hints and hints.boxes is not None:
+        if not self.teachers:
+            return edge_loss(scores, poses, batch, STRIDES)
+        teacher = self.teachers[int(torch.randint(len(self.teachers), ()))]
+        hints = teacher(batch, cells)
+        if hints.boxes is not None:
             batch = refine_boxes(batch, cells, hints)
         loss, parts = edge_loss(scores, poses, batch, STRIDES)
-        if self.teacher and hints:
-            distances = hint_losses(flatten_maps(scores)[..., 0], flatten_maps(poses), cells, hints)
-            distances = {name: distances[name] for name in self.teacher.weights}
-            loss = loss + torch.stack([self.teacher.weights[k] * v for k, v in distances.items()]).sum()
-            parts |= distances
-        return loss, parts
+        distances = hint_losses(flatten_maps(scores)[..., 0], flatten_maps(poses), cells, hints)
+        distances = {name: distances[name] for name in teacher.weights}
+        loss = loss + torch.stack([teacher.weights[k] * v for k, v in distances.items()]).sum()
+        return loss, parts | distances

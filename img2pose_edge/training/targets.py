@@ -174,10 +174,10 @@ def assign(
     return picture[kept], cell[kept], face[kept]
 
 
-def ignored_cells(batch: Batch, cells: Cells, pictures: int) -> Tensor:
-    """(B, N) bool: cells whose middle lies in an ignored face."""
-    mask = torch.zeros(pictures, len(cells.stride), dtype=torch.bool, device=batch.boxes.device)
-    boxes, picture = batch.boxes[batch.ignore], batch.picture[batch.ignore]
+def covered_cells(batch: Batch, cells: Cells) -> Tensor:
+    """(B, N) bool: cells whose middle lies in a face of the batch."""
+    boxes, picture = batch.boxes, batch.picture
+    mask = torch.zeros(len(batch.images), len(cells.stride), dtype=torch.bool, device=boxes.device)
     if len(boxes):
         middle = cells.middle
         inside = ((middle > boxes[:, None, :2]) & (middle < boxes[:, None, 2:])).all(-1)
