@@ -232,7 +232,7 @@ def train(options: argparse.Namespace) -> int:
     from img2pose_edge.training.loop import train as run
 
     fields = TrainOptions.__dataclass_fields__
-    options.float_layers, options.teacher = tuple(options.float_layers), tuple(options.teacher)
+    options.float_layers = tuple(options.float_layers)
     chosen = TrainOptions(**{name: getattr(options, name) for name in fields})
     print(
         run(

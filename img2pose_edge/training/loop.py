@@ -63,14 +63,14 @@ class TrainOptions:
     augmentation: str = "full"
     patience: int = 0
     proposals: int = 512
-    teacher: tuple[str, ...] = ()
+    teacher: Sequence[str] = ()
     int8: bool = False
     float_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "float_layers", tuple(sorted(self.float_layers)))
-        if isinstance(self.teacher, str):  # of a run of the time when there was one at most
-            object.__setattr__(self, "teacher", (self.teacher,) if self.teacher else ())
+        one = isinstance(self.teacher, str)  # as in runs of the time when there was one at most
+        object.__setattr__(self, "teacher", tuple(filter(None, [self.teacher] if one else self.teacher)))
         if self.float_layers and not self.int8:
             raise ValueError("float_layers are those that int8 leaves out: it needs int8")
         for name, known in CHOICES.items():
