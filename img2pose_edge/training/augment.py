@@ -263,12 +263,16 @@ class Composer:
         draw = rng.random()
         if draw < SCENE:
             parts = [self._scene(canvas, rng)]
-        elif draw < SCENE + MOSAIC:
-            half = self.size // 2
-            corners = [(x, y) for y in (0, half) for x in (0, half)]
-            parts = [self._portrait(canvas, x, y, half, rng) for x, y in corners]
         else:
-            parts = [self._portrait(canvas, 0, 0, self.size, rng)]
+            side = self.size // 2 if draw < SCENE + MOSAIC else self.size
+            other = np.random.default_rng((self.seed, number, 2))
+            parts = [
+                self._close_up(canvas[y : y + side, x : x + side], other)
+                if other.random() < FACELESS
+                else self._portrait(canvas, x, y, side, rng)
+                for y in range(0, self.size, side)
+                for x in range(0, self.size, side)
+            ]
         if behind:
             drawn = cv2.cvtColor(cv2.absdiff(canvas, plain), cv2.COLOR_BGR2GRAY) > 0
             parts.append((uncovered_faces(behind[0], drawn), behind[1]))
@@ -310,25 +314,23 @@ class Composer:
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
         return self._paste(canvas, index, placement)
 
-    def _close_up(self, tile: np.ndarray, rng: np.random.Generator) -> None:
+    def _close_up(self, tile: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:
         """Fill ``tile`` with a piece of a scene without a face, magnified, or, as often, with round things."""
         index = self._draw(self.scenes, rng)
         side = round(np.exp(rng.uniform(*np.log(CLOSE_UP))))
-        piece = find_faceless(self.pixels[index], self.records[index].faces, np.array([side, side]), rng)
+        faces = self.records[index].faces
+        piece = find_faceless(self.pixels[index], faces, np.array([side, side]), rng)
         if piece is not None:
             tile[:] = cv2.resize(piece, tile.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         if piece is None or rng.random() < 0.5:
             draw_round(tile, rng)
+        return faces.select(np.zeros(len(faces), bool)), np.eye(3)
 
     def _portrait(
         self, canvas: np.ndarray, x: int, y: int, side: int, rng: np.random.Generator
     ) -> tuple[Faces, np.ndarray]:
         index = self._draw(self.portraits, rng)
         record = self.records[index]
-        tile = canvas[y : y + side, x : x + side]
-        if rng.random() < FACELESS:
-            self._close_up(tile, rng)
-            return record.faces.select(np.zeros(len(record.faces), bool)), np.eye(3)
         trusted = np.where(record.faces.ignore, -1.0, record.faces.trust + 0.01)
         chosen = int(rng.choice(np.flatnonzero(trusted > 0)))
         size = np.exp(rng.uniform(np.log(30), np.log(side * 0.85)))
@@ -338,6 +340,7 @@ class Composer:
         target = side / 2 + rng.uniform(-room, room, 2)
         degrees = float(np.clip(rng.normal(0, 18), -50, 50)) if rng.random() < 0.45 else 0.0
         placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
+        tile = canvas[y : y + side, x : x + side]
         crop = None
         if rng.random() < 0.15:  # a tight crop with an edge around it, as photo archives hold
             margin = record.faces.sizes[chosen] * rng.uniform(0.1, 0.5)
