@@ -29,6 +29,7 @@ from img2pose_edge.training.augment import (
     Composer,
     Placement,
     Sample,
+    clip_faces,
     cover_faces,
     place_faces,
     uncovered_faces,
@@ -147,6 +148,23 @@ def test_augmented_astronauts_are_where_the_labels_say(tiny_data: Path, tmp_path
     assert wanted >= 20
     assert found >= 0.85 * wanted
     assert np.degrees(np.median(errors)) < 10
+
+
+def test_what_is_too_large_to_learn_depends_on_the_picture(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in ("SCENE", "MOSAIC", "FACELESS"):
+        monkeypatch.setattr(augment, share, 0.0)
+    camera = geometry.default_intrinsics(640, 640)
+    faces, _, _ = synthetic_faces(camera)
+    large = dataclasses.replace(faces, boxes=np.array([[4.0, 4, 316, 316], [4, 4, 254, 254], [4, 4, 9, 9]]))
+    assert clip_faces(large, 320, 320).ignore.tolist() == [True, False, True]
+    assert clip_faces(large, 640, 640).ignore.tolist() == [False, False, True]
+    greatest = [
+        max(f.sizes[~f.ignore].max(initial=0) for f in (composer[i].faces for i in range(40)))
+        for composer in (make_composer(tiny_data, tmp_path, size) for size in (320, 640))
+    ]
+    assert greatest[0] <= 300 < greatest[1] <= 600
 
 
 def test_samples_depend_on_seed_and_number_alone(tiny_data: Path, tmp_path: Path) -> None:

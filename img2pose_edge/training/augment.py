@@ -16,8 +16,10 @@ from img2pose_edge.pose_references import MIRROR_5, project_face_box
 from img2pose_edge.training.data import Faces, Pixels, Record, pose_from_boxes
 
 FILL = 127
-MIN_FACE, MAX_FACE = 6.0, 300.0
-"""Faces outside this range of sizes, in pixels of the training picture, are ignored, not learnt."""
+MIN_FACE, MAX_FACE = 6.0, 0.9375
+"""Faces smaller than this many pixels, or larger than this share of the training picture, are ignored, not learnt."""
+CENTRED_FACE = 0.78125
+"""Largest face, as a share of the training picture, that a scene is shown around."""
 LEAST_COVERED = 14.0
 """Size of faces that may be covered, in pixels of the training picture."""
 SCENES = {"wider": 0.82, "masks": 0.18}
@@ -122,7 +124,7 @@ def clip_faces(faces: Faces, width: int, height: int) -> Faces:
     seen = np.prod(np.clip(visible[:, 2:] - visible[:, :2], 0, None), axis=1)
     area = np.prod(faces.boxes[:, 2:] - faces.boxes[:, :2], axis=1)
     size = np.sqrt(area)
-    ignore = faces.ignore | (seen < 0.6 * area) | (size < MIN_FACE) | (size > MAX_FACE)
+    ignore = faces.ignore | (seen < 0.6 * area) | (size < MIN_FACE) | (size > MAX_FACE * max(width, height))
     faces = Faces(faces.boxes, faces.local, faces.trust, faces.landmarks, ignore)
     return faces.select(seen > 0.02 * area)
 
@@ -302,7 +304,7 @@ class Composer:
         if rng.random() < self.strength.centred:
             real = np.flatnonzero(~record.faces.ignore)
             chosen = int(rng.choice(real))
-            scale = min(scale, 250 / record.faces.sizes[chosen])
+            scale = min(scale, CENTRED_FACE * self.size / record.faces.sizes[chosen])
             source = (record.faces.boxes[chosen, :2] + record.faces.boxes[chosen, 2:]) / 2
         else:
             source = rng.uniform(0, 1, 2) * [record.width, record.height]
