@@ -285,8 +285,3 @@ EVALUATIONS: dict[str, tuple[str, Protocol]] = {
     "pointing04": ("pointing04", evaluate_pointing04),
 }
 """Folder and protocol of each set."""
-
-
-def evaluate(detect: Detect, data: Path) -> dict[str, dict[str, float]]:
-    """All three protocols on the folder ``data`` (``wider/``, ``aflw2000/``, ``pointing04/``)."""
-    return {name: protocol(detect, data / folder, None) for name, (folder, protocol) in EVALUATIONS.items()}

@@ -7,7 +7,8 @@ import platform
 import queue
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,13 +65,16 @@ class BenchOptions:
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
             choose_cores(threads)
+        for name, numbers in (("threads", self.threads), ("faces", self.faces)):
+            if 1 not in numbers:
+                raise ValueError(f"{name} must hold 1, which the summary is about, got {', '.join(map(str, numbers))}")
 
 
 def run_bench(options: BenchOptions) -> dict[str, Any]:
     """Measure everything that is there; what is not is listed under ``missing``, by name and reason.
 
     Raises:
-        ValueError: if there is nothing to measure.
+        ValueError: if there is nothing to measure, or two models have one file name.
     """
     missing: list[str] = []
     contenders = our_contenders(options.models, options.sizes, missing)
@@ -84,6 +88,9 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         missing.append("MediaPipe: --mediapipe names no Python that has it")
     if not contenders:
         raise ValueError(f"nothing to measure: {'; '.join(missing)}")
+    twice = [name for name, count in Counter(c.name for c in contenders).items() if count > 1]
+    if twice:
+        raise ValueError(f"models need file names of their own to be told apart: there are several of {twice[0]}")
     pythons = {"mediapipe": options.mediapipe}
     began, load = datetime.now(timezone.utc), os.getloadavg()
     latency = {
@@ -100,7 +107,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         timed = {threads: of[contender.name] for threads, of in latency.items() if contender.name in of}
         figures = accuracy.get(contender.name, {})
         if timed or figures:
-            own = {"latency": timed, "accuracy": figures, **weigh(contender)}
+            own = {"latency": timed, "accuracy": figures, **weigh(contender, missing)}
             results.append({**contender.to_dict(), **own})
     return {
         "date": began.isoformat(timespec="seconds"),
@@ -125,14 +132,6 @@ def measure_accuracy(
             sets.append(name)
         else:
             missing.append(f"{name}: no folder {data / folder}")
-    measured_by: dict[tuple[str, ...], Contender] = {}
-    tasks: dict[Contender, list[str]] = {}
-    for contender in contenders:
-        for name in sets:
-            same = _same(contender, name)
-            if same and same not in measured_by:
-                measured_by[same] = contender
-                tasks.setdefault(contender, []).append(name)
     cores: queue.Queue[list[int]] = queue.Queue()
     for core in choose_cores():
         cores.put([core])
@@ -145,24 +144,42 @@ def measure_accuracy(
                 process.load(1, core)
                 return process.ask("evaluate", data=str(data), sets=names)
         except ContenderError as error:
-            return {"accuracy": {}, "problems": [str(error)]}
+            return {"problems": [str(error)]}
         finally:
             cores.put(core)
 
-    answers: dict[Contender, dict[str, dict[str, float]]] = {}
+    found: dict[tuple[str, ...], dict[str, float] | None] = {}
+    able = list(contenders)
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        measuring = pool.map(measure, tasks.items())
-        for contender in track(list(tasks), "measuring accuracy"):
-            answer = next(measuring)
-            answers[contender] = answer["accuracy"]
-            missing.extend(answer["problems"])
+        while tasks := choose_tasks(able, sets, found):
+            measuring = pool.map(measure, tasks.items())
+            for contender, names in track(list(tasks.items()), "measuring accuracy"):
+                answer = next(measuring)
+                missing.extend(answer["problems"])
+                if "accuracy" in answer:
+                    found |= {_same(contender, name): answer["accuracy"].get(name) for name in names}
+                else:  # it could not run; another engine that finds the same may
+                    able.remove(contender)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for contender in contenders:
-        sources = {name: measured_by.get(_same(contender, name)) for name in sets}
-        figures[contender.name] = {
-            name: answers[source][name] for name, source in sources.items() if source and name in answers[source]
-        }
+        of = {name: found.get(_same(contender, name)) for name in sets}
+        figures[contender.name] = {name: values for name, values in of.items() if values is not None}
     return figures
+
+
+def choose_tasks(
+    contenders: Sequence[Contender], sets: Sequence[str], found: Collection[tuple[str, ...]]
+) -> dict[Contender, list[str]]:
+    """Which contender measures which sets: of those that find the same the first, where it is not yet ``found``."""
+    chosen = set(found)
+    tasks: dict[Contender, list[str]] = {}
+    for contender in contenders:
+        for name in sets:
+            same = _same(contender, name)
+            if same and same not in chosen:
+                chosen.add(same)
+                tasks.setdefault(contender, []).append(name)
+    return tasks
 
 
 def _same(contender: Contender, name: str) -> tuple[str, ...]:
@@ -172,18 +189,24 @@ def _same(contender: Contender, name: str) -> tuple[str, ...]:
     return (name, contender.detection, contender.pose) if contender.pose != "none" else ()
 
 
-def weigh(contender: Contender) -> dict[str, Any]:
-    """Bytes of its files, and multiply-accumulates for an image of 640x480 with one face."""
+def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
+    """Bytes of its files, and multiply-accumulates for an image of 640x480 with one face; what cannot be counted is
+    named in ``missing``."""
     if not contender.model:
         return {"bytes": None, "macs": None}
     path = find_model(contender.model).path if contender.ours else Path(contender.model)
     files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     pixels = letterbox(np.zeros((HEIGHT, WIDTH, 3), np.uint8), contender.size, 32)[0]
-    macs = count_macs(path, *pixels.shape[:2])
+    parts = [(path, pixels.shape[:2])]
     if contender.pose == "b66":
         files.append(Path(contender.head_pose))
-        head = count_macs(files[-1], 224, 224)
-        macs = None if macs is None or head is None else macs + head
+        parts.append((files[-1], (224, 224)))
+    try:
+        counts = [count_macs(part, *shape) for part, shape in parts]
+        macs = None if None in counts else sum(filter(None, counts))
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        missing.append(f"{contender.name}, MACs: {error}")
+        macs = None
     return {"bytes": sum(file.stat().st_size for file in files), "macs": macs}
 
 

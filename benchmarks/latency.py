@@ -24,19 +24,27 @@ class ContenderError(Exception):
 
 
 class Process:
-    """A contender's worker (:mod:`worker`). A context: leaving it ends the process."""
+    """A contender's worker (:mod:`worker`). A context: leaving it ends the process.
+
+    Raises:
+        ContenderError: if the interpreter cannot be started.
+    """
 
     def __init__(self, contender: Contender, python: str) -> None:
         self.contender = contender
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
         self.began = time.perf_counter()
-        self._process = subprocess.Popen(
-            [python, "-m", "img2pose_edge.benchmarks.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [python, "-m", "img2pose_edge.benchmarks.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+            )
+        except OSError as error:
+            self._log.close()
+            raise ContenderError(f"{contender.name}: {error}") from error
 
     def __enter__(self) -> Process:
         return self
@@ -121,15 +129,15 @@ def time_contenders(
     with ExitStack() as stack:
         alive: list[Process] = []
         for contender in track(contenders, f"loading, {threads} thread{'s' * (threads > 1)}"):
-            process = stack.enter_context(Process(contender, pythons.get(contender.engine, sys.executable)))
             try:
+                process = stack.enter_context(Process(contender, pythons.get(contender.engine, sys.executable)))
                 loaded = process.load(threads, cores)
-                first = process.ask("first", faces=1)["first_ms"]
+                first = process.ask("first", faces=1)
             except ContenderError as error:
                 missing.append(str(error))
                 continue
-            cold = (time.perf_counter() - process.began) * 1e3
-            results[contender.name] = {"load_ms": loaded, "first_ms": first, "cold_start_ms": cold}
+            cold = (time.perf_counter() - process.began) * 1e3 - first["scene_ms"]
+            results[contender.name] = {"load_ms": loaded, "first_ms": first["first_ms"], "cold_start_ms": cold}
             alive.append(process)
         samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for _ in track(range(rounds), f"timing {len(alive)} contenders, {threads} thread{'s' * (threads > 1)}"):
@@ -143,9 +151,15 @@ def time_contenders(
                         alive.remove(process)
                         del results[name]
         for process in alive:
-            result = results[process.contender.name]
-            result["faces"] = {str(n): summarize(samples[process.contender.name, n]) for n in face_counts}
-            result["peak_mb"] = process.ask("memory")["peak_mb"]
+            name = process.contender.name
+            try:
+                peak = process.ask("memory")["peak_mb"]
+            except ContenderError as error:
+                missing.append(str(error))
+                del results[name]
+                continue
+            scenes = {str(n): summarize(samples[name, n]) for n in face_counts}
+            results[name] |= {"faces": scenes, "peak_mb": peak}
     return results
 
 

@@ -205,7 +205,11 @@ def zxy_angles(rotation: np.ndarray) -> np.ndarray:
 
 
 def evaluate_biwi(
-    detect: Detect, root: Path, frames: Path | None = None, points68: np.ndarray | None = None
+    detect: Detect,
+    root: Path,
+    frames: Path | None = None,
+    points68: np.ndarray | None = None,
+    problems: list[str] | None = None,
 ) -> dict[str, float]:
     """Angles and translation on the BIWI Kinect head pose database.
 
@@ -225,6 +229,7 @@ def evaluate_biwi(
         root, frames: as in :func:`biwi_frames`; ``root`` holds ``01/frame_00003_rgb.png``,
             ``01/frame_00003_pose.txt``, ``01/rgb.cal`` and so on.
         points68: as in :func:`evaluate_aflw2000_official`.
+        problems: frames that cannot be read are named in it and left out; without it the first one is an error.
 
     Returns:
         ``faces`` counted, and how many of them were ``missed`` (not in the means); ``published_`` and ``local_``
@@ -237,11 +242,18 @@ def evaluate_biwi(
     """
     paths = biwi_frames(root, frames)
     published, local, shifts, rotations, frame = [], [], [], [], own_frame(points68)
-    missed = 0
+    missed = unread = 0
     for path in track(paths, "BIWI"):
-        head, position = read_biwi_pose(path.with_name(path.name.replace("_rgb.png", "_pose.txt")))
-        camera, turn, shift = read_biwi_calibration(path.with_name("rgb.cal"))
-        image = load_image(path)
+        try:
+            head, position = read_biwi_pose(path.with_name(path.name.replace("_rgb.png", "_pose.txt")))
+            camera, turn, shift = read_biwi_calibration(path.with_name("rgb.cal"))
+            image = load_image(path)
+        except (OSError, ValueError) as error:
+            if problems is None:
+                raise
+            problems.append(f"BIWI: {error}")
+            unread += 1
+            continue
         face = person_in_the_middle(detect(image, AP_THRESHOLD), image)
         if face is None or face.pose is None:
             missed += 1
@@ -256,7 +268,7 @@ def evaluate_biwi(
         shifts.append(translation * geometry.FACE_UNIT_MM - position)
         rotations.append(rotation)
     return {
-        "faces": len(paths),
+        "faces": len(paths) - unread,
         "missed": missed,
         **mean_absolute(published, *(f"published_{name}" for name in ANGLES)),
         **mean_absolute(local, *(f"local_{name}" for name in ANGLES)),

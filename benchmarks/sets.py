@@ -9,7 +9,7 @@ from img2pose_edge.benchmarks.published import evaluate_biwi
 
 
 def _biwi(detect: Detect, root: Path, problems: list[str] | None) -> dict[str, float]:
-    return evaluate_biwi(detect, root)
+    return evaluate_biwi(detect, root, problems=problems)
 
 
 SETS: dict[str, tuple[str, Protocol]] = {**EVALUATIONS, "biwi": ("biwi", _biwi)}

@@ -95,8 +95,11 @@ def detect(options: argparse.Namespace) -> int:
     alone = len(paths) == 1
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"--draw {options.draw} is one file but there are {len(paths)} images: name a folder")
+    sources = {path.resolve() for path in paths}
+    if options.draw and drawn_path(paths[0], options.draw, alone).resolve() in sources and alone:
+        raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
     detector = detector_from(options)
-    results, bad, taken = [], [], set()
+    results, bad, taken = [], [], sources
     for path in track(paths, "detecting") if not alone else paths:
         try:
             image = load_image(path)
@@ -111,9 +114,9 @@ def detect(options: argparse.Namespace) -> int:
                 print(table(faces))
         if options.draw:
             target = drawn_path(path, options.draw, alone)
-            while target in taken:  # two folders may hold files of one name
+            while target.resolve() in taken:  # two folders may hold files of one name; no image is replaced
                 target = target.with_name(f"{target.stem}_{target.suffix}")
-            taken.add(target)
+            taken.add(target.resolve())
             write_picture(target, draw_faces(image, faces))
     if options.json:
         text = json.dumps(results, indent=1) + "\n"
@@ -143,7 +146,7 @@ def video(options: argparse.Namespace) -> int:
             detector,
             out=options.out,
             rows=[path for path in (options.csv, options.jsonl) if path],
-            tracker=PoseTracker() if options.smooth else None,
+            tracker=PoseTracker(sure_score=detector.score_threshold) if options.smooth else None,
             calibration=calibration,
             every=options.every,
             fast=options.fast,
@@ -363,11 +366,17 @@ def convert_checkpoint(options: argparse.Namespace) -> int:
     return 0
 
 
+def without_nan(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The figures that there are: JSON has no NaN."""
+    return {name: {k: v for k, v in values.items() if v == v} for name, values in figures.items()}
+
+
 def evaluate(options: argparse.Namespace) -> int:
     from img2pose_edge.benchmarks import accuracy, published, wider
 
     folders = [options.data, options.wider, options.aflw2000, options.biwi, options.biwi_frames]
-    for path in filter(None, folders):
+    ours = [options.data / folder for folder, _ in accuracy.EVALUATIONS.values()] if options.data else []
+    for path in filter(None, [*folders, *ours]):
         accuracy.require(path)  # before hours go into the others
     if not any(folders[:4]):
         raise ValueError("nothing to evaluate on: name --data, --wider, --aflw2000 or --biwi")
@@ -385,11 +394,11 @@ def evaluate(options: argparse.Namespace) -> int:
         for key, value in values.items():
             print(f"  {key:20} {value:.3f}" if isinstance(value, float) else f"  {key:20} {value}", flush=True)
         if options.json:
-            write_file(options.json, (json.dumps(figures, indent=1) + "\n").encode())
+            write_file(options.json, (json.dumps(without_nan(figures), indent=1) + "\n").encode())
 
     if options.data:
-        for name, values in accuracy.evaluate(detect, options.data).items():
-            report(name, values)
+        for name, (folder, protocol) in accuracy.EVALUATIONS.items():
+            report(name, protocol(detect, options.data / folder, None))
     if options.wider:
         name, pyramid = ("_multi_scale", wider.multi_scale(detector)) if options.multi_scale else ("", detect)
         report(f"wider_val{name}", accuracy.evaluate_wider(pyramid, options.wider))
@@ -398,7 +407,7 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.biwi:
         report("biwi", published.evaluate_biwi(detect, options.biwi, options.biwi_frames, points))
     if options.write_manifest:
-        rounded = {k: {n: round(float(v), 4) for n, v in d.items() if v == v} for k, d in figures.items()}  # no NaN
+        rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in without_nan(figures).items()}
         path = detector.model.path.with_suffix(".json")
         metrics = {**detector.model.manifest["metrics"], **rounded}
         write_manifest({**detector.model.manifest, "metrics": metrics}, path)

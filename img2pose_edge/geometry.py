@@ -235,7 +235,8 @@ def default_intrinsics(width: float, height: float) -> np.ndarray:
 def check_intrinsics(intrinsics: Any) -> np.ndarray:
     """(3, 3) float64 camera matrix, or ``ValueError`` if it is none."""
     camera = np.asarray(intrinsics, float)
-    if camera.shape != (3, 3) or not np.isfinite(camera).all() or not (camera[[0, 1], [0, 1]] > 0).all():
+    known = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera[[0, 1], [0, 1]] > 0).all()
+    if not known or camera[1, 0] != 0 or not np.allclose(camera[2], [0, 0, 1]):
         raise ValueError(
             "intrinsics must be a 3x3 camera matrix [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal "
             f"lengths, got {intrinsics!r}"

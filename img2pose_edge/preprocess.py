@@ -9,12 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from img2pose_edge.header import ends
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 8
 PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""
-
-ENDINGS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
 
 
 def load_image(source: Any) -> np.ndarray:
@@ -42,6 +42,8 @@ def load_image(source: Any) -> np.ndarray:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
+        if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
+            return _from_array(np.asarray(source))
         return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
     kind = f"{type(source).__module__}.{type(source).__name__}"
     raise TypeError(f"an image must be a path, bytes, numpy array or PIL image, got {kind}")
@@ -51,11 +53,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of an image file, refusing what OpenCV would silently fill with grey."""
     if not data:
         raise ValueError(f"{name} is empty")
-    for start, end in ENDINGS.items():
-        # The end marker must come after the last start of scan data (thumbnails have ends of their own).
-        if data.startswith(start) and data.rfind(end) < max(data.rfind(b"\xff\xda") if start == b"\xff\xd8" else 0, 1):
-            raise ValueError(f"{name} is truncated: the end of the image is missing")
-    if data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+    short = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if short or not ends(data):
         raise ValueError(f"{name} is truncated: the end of the image is missing")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

@@ -19,10 +19,10 @@ from img2pose_edge.fast import FastDetector
 from img2pose_edge.files import open_to_write
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
-from img2pose_edge.rows import RowWriter
+from img2pose_edge.rows import RowWriter, table_suffix
 from img2pose_edge.senders import Send
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Frame, Source, VideoWriter
+from img2pose_edge.video import Frame, Source, VideoWriter, check_video_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,10 @@ def record(
             raise ValueError(f"every must be at least 1, got {every}")
         crops = FastDetector(detector, fast) if fast else None
         check_paths(paths, source)
+        for path in rows:  # before any output is opened, and so emptied
+            table_suffix(path)
+        if out:
+            check_video_suffix(out)
         try:
             for number, frame in enumerate(track(source, source.name, total=source.frames)):
                 new = number % every == 0

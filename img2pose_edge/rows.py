@@ -56,7 +56,7 @@ class RowWriter:
             OSError: if it cannot be written.
         """
         path = Path(path)
-        self._csv = _suffix(path) == ".csv"
+        self._csv = table_suffix(path) == ".csv"
         self._file = open_to_write(path)
         if self._csv:
             self._append(",".join(COLUMNS) + "\n")
@@ -121,7 +121,7 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
         ValueError: for another suffix, other columns, or a line that is no row, by its number.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = table_suffix(path)
     # A line without its end was being written when the program stopped.
     lines = path.read_bytes().rpartition(b"\n")[0].decode().split("\n")
     if suffix == ".csv":
@@ -150,7 +150,7 @@ def _from_csv(line: str) -> Row:
     return row
 
 
-def _suffix(path: Path) -> str:
+def table_suffix(path: Path) -> str:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a table of faces ends in {' or '.join(SUFFIXES)}, got {path}")
     return path.suffix.lower()

@@ -93,7 +93,8 @@ class PoseTracker:
         Args:
             sure_score: least score, 0 to 1, of a face that begins a track. For a second threshold to matter, let the
                 detector's ``score_threshold`` be lower.
-            patience: seconds that a face may stay unseen and keep its id (0.4: ten lost frames at 30 a second).
+            patience: seconds that a face may stay unseen and keep its id (0.4: ten lost frames at 30 a second). One
+                that was in the last frame keeps it, however long ago that was.
             min_cutoff: hertz, cutoff of the filter at rest: lower is steadier, and slower to settle.
             speed_slope: hertz by which a speed of 1 radian/s (or face unit/s, or 1/s of log depth) raises the cutoff:
                 higher lags less, and is less steady.
@@ -144,7 +145,8 @@ class PoseTracker:
         poses = check_faces(faces)
         if len(faces):
             self._camera = faces[0].intrinsics
-        alive = time - self._filter.seen <= self.patience
+        # Frames may be further apart than patience: a face of the last one is not lost.
+        alive = time - self._filter.seen <= max(self.patience, time - self._time) + 1e-9
         if not alive.all():
             self._filter.keep(alive)
             self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
@@ -158,7 +160,7 @@ class PoseTracker:
         velocity; takes no frame. Those around the camera are left out."""
         if not self._time <= time < math.inf:
             raise ValueError(f"time must be finite and not before the last frame's, {self._time} s, got {time!r}")
-        return [face for face in self._result(time, True) if face.unseen <= self.patience]
+        return [face for face in self._result(time, True) if face.unseen <= self.patience + 1e-9]
 
     def _continue_and_begin(self, faces: Sequence[Face], states: np.ndarray, time: float) -> None:
         sure = np.array([face.score >= self.sure_score for face in faces])

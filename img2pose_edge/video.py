@@ -36,9 +36,15 @@ FASTEST = 240.0
 """Frames a second that are believed."""
 COUNTED = (".avi", ".m4v", ".mov", ".mp4")
 """Files that hold the number of their frames; that of others is an estimate, from their times."""
+TRIMMED = (".m4v", ".mov", ".mp4")
+"""Files that may hold frames which they do not show: those that were trimmed without encoding them again."""
 LEAST_SHARE = 0.9
-"""Of a file's frames; one that ends before is broken off."""
+"""Of a file; one that ends before is broken off."""
+FEW = 5
+"""Frames that may be missing at the end without a word: counts and durations are not that exact."""
 LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
+SECRETS = re.compile(r"\b(user-pw|pwd|pass|passwd|password|token|key|secret)(\s*=\s*)[^&\s!]+", re.IGNORECASE)
+"""Of addresses' queries and of pipelines' properties."""
 WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
 """Seconds; the clock of written videos."""
@@ -205,9 +211,13 @@ class Source:
             return
         if self._endless:
             raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
-        if self.frames and index < LEAST_SHARE * self.frames:
-            what = f"{self.name} ends after {index} of {self.frames} frames: it is damaged, or was cut off"
-            if self.name.lower().endswith(COUNTED):
+        # The number of frames counts those that are not shown, too; the duration does not.
+        whole = shown_seconds(Path(self._address))
+        share = (last * self.rate + 1) / (whole * self.rate) if whole else index / (self.frames or index)
+        missing = round((1 - share) / share * index)
+        if missing > FEW:
+            what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
+            if share < LEAST_SHARE and self.name.lower().endswith(COUNTED):
                 raise ValueError(what)
             logger.warning("%s", what)
 
@@ -253,14 +263,37 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
             yield (context.width, context.height) if context.width else None
 
 
+def shown_seconds(path: Path) -> float | None:
+    """How long a file of :data:`TRIMMED` says that its video is, without what it does not show; None where that is not
+    known, of other files, or without PyAV."""
+    if not path.is_file() or path.suffix.lower() not in TRIMMED:
+        return None
+    try:
+        import av
+    except ImportError:
+        return None
+    with suppress(av.FFmpegError, IndexError), av.open(str(path)) as container:
+        video = container.streams.video[0]
+        if video.duration and video.time_base:
+            return float(video.duration * video.time_base)
+    return None
+
+
 def without_password(text: str) -> str:
-    """Addresses in a text without the user and password that they may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """Addresses in a text without the user, password and keys that they may hold."""
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    return SECRETS.sub(r"\1\2…", text)
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
     """Cameras of one channel give grey frames."""
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
+
+
+def check_video_suffix(path: Path) -> None:
+    """Raises ``ValueError`` for a file that :class:`VideoWriter` does not write."""
+    if path.suffix.lower() not in (".mp4", ".mkv"):
+        raise ValueError(f"a video must end in .mp4 or .mkv, got {path}")
 
 
 class VideoWriter:
@@ -286,8 +319,7 @@ class VideoWriter:
             import av
         except ImportError as error:
             raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
-        if path.suffix.lower() not in (".mp4", ".mkv"):
-            raise ValueError(f"a video must end in .mp4 or .mkv, got {path}")
+        check_video_suffix(path)
         try:
             av.codec.Codec(ENCODER, "w")
         except ValueError as error:
@@ -313,7 +345,11 @@ class VideoWriter:
     def _open_sound(self, path: Path | None) -> Any:
         if path is None:
             return None
-        container = self._av.open(str(path))
+        try:
+            container = self._av.open(str(path))
+        except self._av.FFmpegError as error:  # OpenCV could read it
+            logger.warning("%s has no sound: %s", self.path, error)
+            return None
         if not container.streams.audio:
             container.close()
             return None
@@ -359,7 +395,13 @@ class VideoWriter:
             return
         _, packets, stream, waiting, begins = self._sound
         while True:
-            packet = waiting.pop() if waiting else next(packets, None)
+            try:
+                packet = waiting.pop() if waiting else next(packets, None)
+            except self._av.FFmpegError as error:  # the pictures are whole all the same
+                logger.warning("the sound of %s ends at %.1f s: %s", self.path, until, error)
+                self._sound[0].close()
+                self._sound = None
+                return
             if packet is None or packet.dts is None:
                 return
             if float(packet.dts * packet.time_base) - begins > until:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from conftest import shared
+from conftest import SHARED, shared
 from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
-from img2pose_edge.benchmarks.bench import BenchOptions, run_bench
+from img2pose_edge.benchmarks.bench import BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
 from img2pose_edge.benchmarks.contenders import Contender, our_contenders, peer_contenders
 from img2pose_edge.benchmarks.figures import fastest, read, whole_call
@@ -209,6 +211,15 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path, capsys: Capture) -> None
         BenchOptions(faces=(3,))
     with pytest.raises(ValueError, match=r"need as many cores"):
         BenchOptions(threads=(4096,))
+    with pytest.raises(ValueError, match=r"faces must hold 1, .* got 0, 10"):
+        BenchOptions(faces=(0, 10))
+    for folder in ("before", "after"):
+        shutil.copytree(MODELS, tmp_path / folder, ignore=shutil.ignore_patterns("*.tflite", "edge-s*", "*-ov*"))
+    both = tuple(str(tmp_path / folder / "edge-n.onnx") for folder in ("before", "after"))
+    with pytest.raises(ValueError, match=r"several of edge-n onnxruntime 320"):
+        run_bench(BenchOptions(models=both, sizes=(320,)))
+    for folder in ("before", "after"):
+        shutil.rmtree(tmp_path / folder)
     assert not list(tmp_path.iterdir())
 
 
@@ -232,6 +243,39 @@ def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
     missing: list[str] = []
     assert time_contenders([contender], 1, [1], 1, {"onnxruntime": str(tmp_path / "python")}, missing) == {}
     assert len(missing) == 1
+    absent = str(tmp_path / "no-python")
+    assert time_contenders([contender], 1, [1], 1, {"onnxruntime": absent}, missing) == {}
+    assert measure_accuracy([contender], SHARED, {"onnxruntime": absent}, missing) == {contender.name: {}}
+    assert "no-python" in missing[1]
+
+
+def test_another_engine_measures_where_the_first_cannot_run(tmp_path: Path, evaluation_data: Path) -> None:
+    (tmp_path / "python").write_text("#!/bin/sh\necho out of luck >&2\n")
+    (tmp_path / "python").chmod(0o755)
+    first = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    second = dataclasses.replace(first, engine="openvino")
+    missing: list[str] = []
+    found = measure_accuracy([first, second], evaluation_data, {"onnxruntime": str(tmp_path / "python")}, missing)
+    assert found[first.name] == found[second.name]
+    assert found[first.name]["wider"]["ap_easy"] == pytest.approx(1)
+    assert any("out of luck" in line for line in missing)
+
+
+def test_a_damaged_table_costs_its_own_set_alone(evaluation_data: Path) -> None:
+    (evaluation_data / "pointing04" / "labels.csv").write_text("image,tilt_deg\none.png,0\n")
+    missing: list[str] = []
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
+    assert set(found) == {"wider", "aflw2000_subset"}
+    assert any("pointing04" in line and "pan_deg" in line for line in missing)
+
+
+def test_a_model_whose_work_cannot_be_counted_is_still_listed(tmp_path: Path) -> None:
+    (tmp_path / "odd.onnx").write_bytes(b"no model")
+    missing: list[str] = []
+    odd = Contender("odd", False, str(tmp_path / "odd.onnx"), "onnxruntime", "fp32", 640, "none")
+    assert weigh(odd, missing) == {"bytes": 8, "macs": None}
+    assert "odd.onnx" in missing[0]
 
 
 def test_ap_is_broken_down_by_size_and_attribute(tmp_path: Path) -> None:

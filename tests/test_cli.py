@@ -47,6 +47,16 @@ def test_a_folder_with_bad_files_goes_on_and_tells(
     assert len(list((tmp_path / "drawn").iterdir())) == 3, "two files of one name keep a drawing each"
 
 
+def test_drawings_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    assert main(["detect", str(folder), "--draw", str(folder)]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(folder.rglob("*.*"))) == 2 * len(before)
+    assert main(["detect", str(folder / "sky.png"), "--draw", str(folder / "sky.png")]) == 1
+    assert "would replace the image itself" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_globs_and_json_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", str(folder / "**/*.png"), str(folder / "sky.png"), "--json", "-"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2

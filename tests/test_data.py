@@ -197,6 +197,27 @@ def test_preparing_goes_on_after_an_interruption(
     assert (tmp_path / "tiny_pose_mean.npy").exists()
     with pytest.raises(ValueError, match="holds another data set"):
         prepare(tiny_data, out, longest=100)
+    corrected = tmp_path / "corrected"
+    shutil.copytree(tiny_data, corrected)
+    out = prepare(corrected, tmp_path / "corrected.lmdb").path
+    labels = corrected / "labels.jsonl"
+    labels.write_text(labels.read_text().replace('"faces"', ' "faces"'))
+    with pytest.raises(ValueError, match="other labels"):
+        prepare(corrected, out)
+
+
+def test_the_pixel_cache_notices_other_pictures(tiny_data: Path, tmp_path: Path) -> None:
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(tiny_data, data)
+    records, pixels = open_data(data, cache)
+    before = pixels[0].copy()
+    picture = data / records[0].image
+    cv2.imwrite(str(picture), 255 - before)
+    assert np.abs(open_data(data, cache)[1][0].astype(int) - before).max() > 50
+    picture.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=picture.name):
+        open_data(data, cache)
+    assert len(list(cache.iterdir())) == 2, "what could not be finished leaves nothing"
 
 
 def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray, capsys: Capture) -> None:

@@ -46,10 +46,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from websockets.asyncio.client import connect as connect_async
 from websockets.sync.client import connect
 
+from img2pose_edge.header import image_size
 from img2pose_edge.live import capture as capture_module
 from img2pose_edge.live import command, security, server
 from img2pose_edge.live.capture import Capture, source_name
-from img2pose_edge.live.header import image_size
 from img2pose_edge.live.shared import SharedDetector
 
 HERE = "http://127.0.0.1:8000"

@@ -309,6 +309,11 @@ def test_biwi_frame_list_and_misses(tmp_path: Path) -> None:
     none = evaluate_biwi(knowing([[], [], []]), tmp_path)
     assert (none["faces"], none["missed"]) == (3, 3)
     assert np.isnan([none["published_mae"], none["translation_mae_mm"], none["translation_mae_mm_aligned"]]).all()
+    (tmp_path / "02" / "frame_00001_pose.txt").unlink()
+    problems: list[str] = []
+    rest = evaluate_biwi(knowing([[], [], []]), tmp_path, problems=problems)
+    assert (rest["faces"], rest["missed"]) == (2, 2)
+    assert "frame_00001_pose.txt" in problems[0]
     listing.write_text("frame_00002_rgb.png 1 2 3\n")
     with pytest.raises(ValueError, match=r"line 1 of .*BIWI_annotations\.txt"):
         biwi_frames(tmp_path, listing)

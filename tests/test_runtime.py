@@ -396,6 +396,26 @@ def test_truncated_files_are_named(astronaut: np.ndarray, tmp_path: Path, suffix
     assert_astronaut(detect_poses(data))
 
 
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(astronaut: np.ndarray) -> None:
+    """Telephones append a film to a photograph; its bytes look like anything, markers included."""
+    photograph = cv2.imencode(".jpg", astronaut)[1].tobytes()
+    for film in (b"\xff\xd9 film \xff\xda\x00", np.random.default_rng(0).bytes(400_000) + b"\xff\xda"):
+        assert_astronaut(detect_poses(photograph + film))
+        with pytest.raises(ValueError, match="truncated"):
+            detect_poses(photograph[: len(photograph) // 2])
+
+
+@pytest.mark.parametrize("kind", ["I;16", "I", "F"])
+def test_pil_images_of_more_than_8_bits_are_refused(kind: str, astronaut: np.ndarray) -> None:
+    grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[kind]
+    image = PIL.Image.fromarray(grey.astype(dtype) * 200)
+    assert image.mode == kind
+    with pytest.raises(ValueError, match=f"must be uint8.*{np.dtype(dtype).name}"):
+        detect_poses(image)
+    assert_astronaut(detect_poses(PIL.Image.fromarray(grey)))
+
+
 def test_other_things_that_are_no_images(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("this is not a photograph")
@@ -424,6 +444,8 @@ def test_other_things_that_are_no_images(tmp_path: Path) -> None:
         ({"threads": 0}, "threads"),
         ({"engine": "abacus"}, "abacus.*onnxruntime"),
         ({"intrinsics": np.eye(2)}, "intrinsics"),
+        ({"intrinsics": geometry.default_intrinsics(640, 480).T}, "intrinsics"),
+        ({"intrinsics": 2 * geometry.default_intrinsics(640, 480)}, "intrinsics"),
         ({"intrinsics": np.diag([-1.0, 1, 1])}, "intrinsics"),
         ({"intrinsics": np.full((3, 3), np.nan)}, "intrinsics"),
     ],

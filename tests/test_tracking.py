@@ -250,6 +250,14 @@ def test_a_face_unseen_for_longer_than_patience_is_a_new_one() -> None:
     assert (result.id, result.age) == (1, 0)
 
 
+@pytest.mark.parametrize("interval", [0.4, 0.5, 2.0])
+def test_frames_further_apart_than_patience_keep_ids(interval: float) -> None:
+    tracker, face = PoseTracker(), see([320, 240], 60, [0, 0, 0])
+    assert [one(tracker.update(face, k * interval)).id for k in range(6)] == [0] * 6
+    assert tracker.update([], 6 * interval) == []
+    assert tracker.update([], 7 * interval, predicted=True) == [], "now it was unseen for longer"
+
+
 def test_a_new_person_gets_a_new_id() -> None:
     tracker = PoseTracker()
     first = see([150, 240], 60, [0, 0, 0])

@@ -22,7 +22,7 @@ from img2pose_edge.cli import main
 from img2pose_edge.record import record
 from img2pose_edge.rows import read_rows
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Frame, Source, VideoWriter
+from img2pose_edge.video import Frame, Source, VideoWriter, without_password
 
 av = pytest.importorskip("av")
 
@@ -128,6 +128,49 @@ def test_addresses_are_told_without_passwords(monkeypatch: pytest.MonkeyPatch) -
         assert source.name == "http://host:8080/?action=stream"
         assert source.live, "it tells no number of frames"
         assert source.rate == 25
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("rtsp://admin:p@ss@cam/1", "rtsp://cam/1"),
+        ("http://cam/video.cgi?user=a&pwd=secret&n=1", "http://cam/video.cgi?user=a&pwd=…&n=1"),
+        ("rtspsrc location=rtsp://cam user-pw=secret ! appsink", "rtspsrc location=rtsp://cam user-pw=… ! appsink"),
+        ("http://cam/monkey=1", "http://cam/monkey=1"),
+    ],
+)
+def test_no_secret_of_an_address_is_told(address: str, told: str) -> None:
+    assert without_password(address) == told
+
+
+def test_a_trimmed_video_ends_where_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As ``ffmpeg -ss 1.5 -c copy`` and telephones trim: frames from the key frame before are kept, but not shown."""
+    whole, trimmed = tmp_path / "whole.mp4", tmp_path / "trimmed.mp4"
+    with av.open(str(whole), "w") as container:
+        video = container.add_stream("libx264", rate=30, options={"g": "60", "bf": "0", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(120):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number % 30), "bgr24")))
+        container.mux(video.encode(None))
+    with av.open(str(whole)) as source, av.open(str(trimmed), "w") as target:
+        stream = source.streams.video[0]
+        copied, earlier = target.add_stream_from_template(stream), round(1.5 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, copied
+                target.mux(packet)
+    with Source(trimmed) as frames:
+        assert frames.frames == 120
+        assert len(list(frames)) == 75
+    assert caplog.text == ""
+
+
+def test_a_few_missing_frames_are_told_too(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Source(clip) as source, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("img2pose_edge.video.shown_seconds", lambda path: 30 / source.rate * 1.2)
+        patch.setattr("img2pose_edge.video.LEAST_SHARE", 0.5)
+        assert len(list(source)) == 30
+    assert "ends after 30 of 36 frames" in caplog.text
 
 
 def test_a_source_that_was_read_ends_again(clip: Path) -> None:
@@ -448,6 +491,18 @@ def test_a_video_that_was_cut_off_is_told(people: Path, tmp_path: Path, capsys: 
     told = capsys.readouterr().err
     assert "of 30 frames: it is damaged, or was cut off" in told
     assert 5 < len(times(out)) < 27
+    mp4, joined = tmp_path / "cut.mp4", tmp_path / "joined.mp4"
+    with av.open(str(joined), "w", options={"movflags": "faststart"}) as container:
+        video = container.add_stream("libx264", rate=25, options={"g": "10", "bf": "0", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(60):
+            noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise, "bgr24")))
+        container.mux(video.encode(None))
+    whole = joined.read_bytes()
+    mp4.write_bytes(whole[: len(whole) // 2])
+    assert main(["video", str(mp4), "--csv", str(tmp_path / "a.csv"), "--threads", "1"]) == 1
+    assert "of 60 frames: it is damaged, or was cut off" in capsys.readouterr().err
 
 
 def test_a_camera_that_is_pulled_out_is_told(
@@ -540,6 +595,47 @@ def test_a_sound_that_the_video_cannot_hold_is_left_out(tmp_path: Path, capsys: 
     assert main(["video", str(loud), "--out", str(tmp_path / "a.mp4"), "--threads", "1"]) == 0
     assert "a.mp4 has no sound: " in capsys.readouterr().err
     assert len(times(tmp_path / "a.mp4")) == 5
+
+
+def test_sound_that_breaks_off_leaves_the_pictures_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, none = tmp_path / "a.mp4", tmp_path / "none.mkv"
+    none.write_bytes(b"no container")
+
+    class Broken:
+        closed = False
+
+        def __next__(self) -> None:
+            raise av.error.InvalidDataError(1, "damaged")
+
+        def close(self) -> None:
+            self.closed = True
+
+    broken = Broken()
+    with VideoWriter(path, (48, 64), 25, none) as writer:
+        assert "a.mp4 has no sound: " in caplog.text
+        writer._sound = broken, broken, None, [], 0.0
+        for number in range(5):
+            writer.write(numbered(number), number / 25)
+    assert broken.closed
+    assert "the sound of" in caplog.text
+    assert len(times(path)) == 5
+
+
+def test_a_wrong_table_leaves_the_video_that_was_there(people: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.mp4"
+    keep.write_bytes(b"an older video")
+    assert main(["video", str(people), "--out", str(keep), "--csv", str(tmp_path / "poses.txt")]) == 1
+    assert keep.read_bytes() == b"an older video"
+
+
+def test_smoothed_faces_obey_the_threshold(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr("img2pose_edge.tracking.PoseTracker", lambda **options: begun.append(options) or PoseTracker())
+    table = str(tmp_path / "a.csv")
+    assert main(["video", str(people), "--csv", table, "--smooth", "--score-threshold", "0.3", "--threads", "1"]) == 0
+    assert begun == [{"sure_score": 0.3}]
 
 
 def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from img2pose_edge.geometry import FACE_UNIT_MM
+from img2pose_edge.header import check_size
 from img2pose_edge.live.capture import Capture
-from img2pose_edge.live.header import check_size
 from img2pose_edge.live.security import BodyLimit, Guard, RateLimit, SafeHeaders
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.preprocess import load_image

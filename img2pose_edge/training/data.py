@@ -220,7 +220,9 @@ class PixelCache:
         shapes = [(r.height, r.width, 3) for r in records]
         sizes = [h * w * c for h, w, c in shapes]
         starts = np.cumsum([0, *sizes]).tolist()
-        names = "\n".join(f"{r.image} {r.width} {r.height}" for r in records)
+        files = [root / r.image for r in records]
+        lengths = [f.stat().st_size if f.is_file() else 0 for f in files]  # a picture replaced by another is noticed
+        names = "\n".join(f"{f.resolve()} {n} {s}" for f, n, s in zip(files, lengths, shapes, strict=True))
         path = folder / f"pixels-{zlib.crc32(names.encode()):08x}.u8"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -229,18 +231,21 @@ class PixelCache:
 
             def decode(number: int) -> None:
                 record, start = records[number], starts[number]
-                image = cv2.imread(str(root / record.image), cv2.IMREAD_COLOR)
+                image = cv2.imread(str(files[number]), cv2.IMREAD_COLOR)
                 if image is None or image.shape != shapes[number]:
                     found = "unreadable" if image is None else f"{image.shape[1]}x{image.shape[0]}"
-                    raise ValueError(f"{root / record.image} is {found}; its label says {record.width}x{record.height}")
+                    raise ValueError(f"{files[number]} is {found}; its label says {record.width}x{record.height}")
                 pixels[start : start + sizes[number]] = image.ravel()
 
-            with ThreadPoolExecutor() as threads:  # OpenCV decodes without the interpreter's lock
-                decoded = threads.map(decode, range(len(records)))
-                for _ in track(decoded, "decoding", total=len(records)):
-                    pass
-            pixels.flush()
-            os.replace(partial, path)
+            try:
+                with ThreadPoolExecutor() as threads:  # OpenCV decodes without the interpreter's lock
+                    decoded = threads.map(decode, range(len(records)))
+                    for _ in track(decoded, "decoding", total=len(records)):
+                        pass
+                pixels.flush()
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         self._path, self._shapes, self._starts = path, shapes, starts
         self._pixels: np.ndarray | None = None
 

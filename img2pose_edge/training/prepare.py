@@ -88,6 +88,9 @@ def prepare(
         raise ValueError(f"the output must end in .lmdb, got {out}")
     sources = read_sources(source, images)
     identity = zlib.crc32("\n".join([*(s.name for s in sources), f"longest {longest}"]).encode())
+    labels = source / "labels.jsonl" if source.is_dir() else source
+    if labels.is_file() and labels.suffix != ".lmdb":  # labels that were corrected are another data set
+        identity = zlib.crc32(labels.read_bytes(), identity)
     writer = LmdbWriter(out, f"{source.name} {identity:08x}", len(sources))
 
     def load(item: Source) -> tuple[dict[str, Any], bytes] | str:

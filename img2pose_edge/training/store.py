@@ -71,7 +71,7 @@ class LmdbWriter:
         self.meta: dict[str, Any] = json.loads(meta) if meta else new
         if (used and not meta) or (self.meta["source"], self.meta["items"]) != (source, items):
             self._env.close()
-            raise ValueError(f"{path} holds another data set: remove it or choose another --out")
+            raise ValueError(f"{path} holds another data set, or other labels: remove it or choose another --out")
 
     @property
     def done(self) -> int:

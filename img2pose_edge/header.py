@@ -1,4 +1,4 @@
-"""How large an image is, from its first bytes: asked before it is decoded."""
+"""What the bytes of an image file tell before it is decoded: how large it is, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ MAX_PIXELS = 50_000_000
 """150 MB once decoded."""
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers that begin a frame and tell its size."""
+SCAN = 0xDA
+"""JPEG marker that begins a scan, the pixels."""
 BARE = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers without a length."""
 
@@ -48,6 +50,30 @@ def image_size(data: bytes) -> tuple[int, int]:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
+    at = find_segment(data, FRAMES)
+    return number(data, at + 5, 2, "big"), number(data, at + 3, 2, "big")
+
+
+def ends(data: bytes) -> bool:
+    """Whether a JPEG or PNG file has its end; True for other formats.
+
+    Other things may follow the end (telephones append a film, whose bytes look like anything), and thumbnails have ends
+    of their own: in a JPEG the end that counts is the first after the start of the scan.
+    """
+    if data.startswith(b"\xff\xd8"):
+        try:
+            return data.find(b"\xff\xd9", find_segment(data, {SCAN})) >= 0
+        except IndexError:
+            return False
+    return not data.startswith(b"\x89PNG") or b"IEND" in data
+
+
+def find_segment(data: bytes, markers: set[int]) -> int:
+    """Where the first segment of a JPEG with one of these markers begins, behind its marker.
+
+    Raises:
+        IndexError: if there is none.
+    """
     at = 2
     while True:
         at = data.find(b"\xff", at)
@@ -60,8 +86,8 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         at += 1
         if marker in BARE:
             continue
-        if marker in FRAMES:
-            return number(data, at + 5, 2, "big"), number(data, at + 3, 2, "big")
+        if marker in markers:
+            return at
         at += number(data, at, 2, "big")
 
 
