@@ -58,7 +58,7 @@ def colors(results: Sequence[Result]) -> dict[str, str]:
 def draw_panel(
     axes: Axes, results: Sequence[Result], palette: dict[str, str], title: str, place: Place, larger_is_better: bool
 ) -> None:
-    """Every contender as a point; those that none beats in both are joined and named."""
+    """Every contender as a point; those that none beats in both are joined, numbered, and named in the free corner."""
     points = [(r, read(r, whole_call()), read(r, place)) for r in results]
     shown = [(r, time, value) for r, time, value in points if time is not None and value is not None]
     for result, time, value in shown:
@@ -68,9 +68,21 @@ def draw_panel(
     sign = 1 if larger_is_better else -1
     front = [shown[i] for i in pareto([t for _, t, _ in shown], [sign * v for _, _, v in shown])]
     axes.step([t for _, t, _ in front], [v for _, _, v in front], "k:", where="post", linewidth=1, alpha=0.7)
-    for result, time, value in front:
-        text = f"{label(result)}, {result['size']}"
-        axes.annotate(text, (time, value), xytext=(5, -10), textcoords="offset points", fontsize=7)
+    names = []
+    for number, (result, time, value) in enumerate(front, 1):
+        above = (-3, 7 * sign - 3)
+        axes.annotate(str(number), (time, value), xytext=above, textcoords="offset points", fontsize=7, weight="bold")
+        names.append(f"{number}  {label(result)}, {result['size']}")
+    axes.annotate(
+        "\n".join(names),
+        (0.98, 0.02 if larger_is_better else 0.98),
+        xycoords="axes fraction",
+        horizontalalignment="right",
+        multialignment="left",
+        verticalalignment="bottom" if larger_is_better else "top",
+        fontsize=7,
+        linespacing=1.4,
+    )
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
     low, high = axes.get_xlim()
