@@ -96,7 +96,7 @@ def detect(options: argparse.Namespace) -> int:
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"--draw {options.draw} is one file but there are {len(paths)} images: name a folder")
     sources = {path.resolve() for path in paths}
-    if options.draw and drawn_path(paths[0], options.draw, alone).resolve() in sources and alone:
+    if options.draw and options.draw.resolve() in sources:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
     detector = detector_from(options)
     results, bad, taken = [], [], sources

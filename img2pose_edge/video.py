@@ -211,11 +211,11 @@ class Source:
             return
         if self._endless:
             raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
-        # The number of frames counts those that are not shown, too; the duration does not.
+        # The number of frames counts those that are not shown, too; the duration does not, but holds a long last frame.
         whole = shown_seconds(Path(self._address))
-        share = (last * self.rate + 1) / (whole * self.rate) if whole else index / (self.frames or index)
+        share = max(index / (self.frames or index), (last * self.rate + 1) / (whole * self.rate) if whole else 0.0)
         missing = round((1 - share) / share * index)
-        if missing > FEW:
+        if share < LEAST_SHARE or missing > FEW:
             what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
             if share < LEAST_SHARE and self.name.lower().endswith(COUNTED):
                 raise ValueError(what)

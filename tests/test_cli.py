@@ -52,6 +52,7 @@ def test_drawings_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[s
     assert main(["detect", str(folder), "--draw", str(folder)]) == 0
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(folder.rglob("*.*"))) == 2 * len(before)
+    assert main(["detect", str(folder / "sky.png"), "--draw", str(folder)]) == 0
     assert main(["detect", str(folder / "sky.png"), "--draw", str(folder / "sky.png")]) == 1
     assert "would replace the image itself" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before

@@ -165,12 +165,44 @@ def test_a_trimmed_video_ends_where_it_should(tmp_path: Path, caplog: pytest.Log
     assert caplog.text == ""
 
 
-def test_a_few_missing_frames_are_told_too(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Source(clip) as source, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("img2pose_edge.video.shown_seconds", lambda path: 30 / source.rate * 1.2)
-        patch.setattr("img2pose_edge.video.LEAST_SHARE", 0.5)
+@pytest.mark.parametrize(("share", "told"), [(1.0, ""), (1.1, ""), (1.2, "ends after 30 of 36 frames")])
+def test_a_few_missing_frames_are_told_too(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float, told: str
+) -> None:
+    monkeypatch.setattr("img2pose_edge.video.LEAST_SHARE", 0.5)
+    real = cv2.VideoCapture
+
+    class Capture:
+        def __init__(self, address: str) -> None:
+            self._capture = real(address)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._capture, name)
+
+        def get(self, what: int) -> float:
+            return self._capture.get(what) * (share if what == cv2.CAP_PROP_FRAME_COUNT else 1)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    rate = real(str(clip)).get(cv2.CAP_PROP_FPS)
+    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: 30 / rate * share)
+    with Source(clip) as source:
         assert len(list(source)) == 30
-    assert "ends after 30 of 36 frames" in caplog.text
+    assert told in caplog.text
+    assert bool(caplog.text) == bool(told)
+
+
+def test_a_short_video_that_lacks_little_is_broken_off_all_the_same(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("img2pose_edge.video.LEAST_SHARE", 1.01)  # as if more frames were promised than there are
+    with Source(clip) as source, pytest.raises(ValueError, match="ends after 30 of 30 frames"):
+        list(source)
+
+
+def test_a_long_last_frame_is_no_missing_one(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: 60.0)
+    with Source(clip) as source:
+        assert len(list(source)) == 30
 
 
 def test_a_source_that_was_read_ends_again(clip: Path) -> None:
