@@ -35,6 +35,10 @@ NEWTON_STEPS, NEAR = 8, 1e-4
 """Iterations, and pixels that they may leave."""
 LEAST_POINTS = 34
 """Of a face's 68, to solve its pose."""
+MAX_BYTES, MAX_BRACKETS = 2**20, 2000
+"""Of a calibration's file. OpenCV's reader does not survive thousands of lists in one another."""
+STANDARD = ("", "plumb_bob", "rational_polynomial", "radtan")
+"""Names of OpenCV's standard distortion model in files that name one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +46,8 @@ class Calibration:
     """A camera: matrix, lens distortion, and the size of the images they hold for.
 
     Attributes:
-        intrinsics: (3, 3) float64, pixels.
+        intrinsics: (3, 3) float64, pixels counted from the corner of the top-left one. OpenCV's functions count from
+            its middle: add 0.5 to the principal point they give (:func:`read_calibration` does).
         width, height: pixels.
         distortion: (4, 5, 8, 12 or 14,) float64, OpenCV's ``k1, k2, p1, p2[, k3[, …]]``; zeros: none.
     """
@@ -86,7 +91,8 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     """A calibration that OpenCV's FileStorage (YAML, XML or JSON) or ROS's camera_calibration (YAML) wrote.
 
     It holds ``camera_matrix``, ``distortion_coefficients``, ``image_width`` and ``image_height``, as OpenCV's
-    calibration sample names them, or other common names of these (:data:`NAMES`).
+    calibration sample names them, or other common names of these (:data:`NAMES`). Half a pixel is added to the
+    principal point, as OpenCV and ROS count pixels from their middle.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -95,25 +101,33 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no calibration {path}: it is a file that OpenCV or ROS wrote")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is no calibration: it is larger than {MAX_BYTES // 2**20} MiB")
     text = path.read_text(errors="replace").lstrip("\ufeff")
+    if sum(map(text.count, "[{<")) > MAX_BRACKETS:
+        raise ValueError(f"{path} is no calibration: it holds more than {MAX_BRACKETS} lists, maps or tags")
     if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
         text = f"%YAML:1.0\n---\n{text}"
     try:
         storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
         found = {name: _find(storage, names) for name, names in NAMES.items()}
-        model = storage.getNode("distortion_model")
-        fisheye = storage.getNode("fisheye_model").real() == 1 or model.string() in ("fisheye", "equidistant")
+        models = [storage.getNode(name).string().lower() for name in ("distortion_model", "camera_model")]
+        fisheye = storage.getNode("fisheye_model").real() == 1
     except (cv2.error, SystemError) as error:
         raise ValueError(f"{path} is not a calibration that OpenCV can read (YAML, XML or JSON)") from error
     for name, values in found.items():
         if values is None:
             raise ValueError(f"{path} has no {NAMES[name][0]} (nor {', '.join(NAMES[name][1:])})")
-    if fisheye:
-        raise ValueError(f"{path} is of a fisheye lens: only OpenCV's standard distortion model is supported")
+    unknown = [name for name, known in zip(models, (STANDARD, ("", "pinhole")), strict=True) if name not in known]
+    if fisheye or unknown:
+        lens = f"a lens of the model {unknown[0]!r}" if unknown else "a fisheye lens"
+        raise ValueError(f"{path} is of {lens}: only OpenCV's standard distortion model is supported")
     try:
         width, height = int(found["width"]), int(found["height"])
-        return Calibration(found["camera_matrix"].reshape(3, 3), width, height, found["distortion"])
-    except (ValueError, TypeError) as error:
+        camera = found["camera_matrix"].reshape(3, 3)
+        camera[:2, 2] += 0.5
+        return Calibration(camera, width, height, found["distortion"])
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

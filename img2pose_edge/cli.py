@@ -6,7 +6,9 @@ import argparse
 import glob
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,6 +140,11 @@ def video(options: argparse.Namespace) -> int:
 
     if not (options.out or options.csv or options.jsonl or options.opentrack or options.osc):
         raise ValueError("nothing to write or send: name --out, --csv, --jsonl, --opentrack or --osc")
+    for path, suffix in ((options.csv, ".csv"), (options.jsonl, ".jsonl")):
+        if path and path.suffix.lower() != suffix:
+            raise ValueError(f"--{suffix[1:]} writes a file that ends in {suffix}, got {path}")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped ends as by Ctrl-C
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
     with open_senders(options.opentrack, options.osc) as send:

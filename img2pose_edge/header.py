@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 MAX_PIXELS = 50_000_000
 """150 MB once decoded."""
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers that begin a frame and tell its size."""
-SCAN = 0xDA
-"""JPEG marker that begins a scan, the pixels."""
+SCAN, END = 0xDA, 0xD9
+"""JPEG markers that begin a scan, the pixels, and end the image."""
 BARE = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers without a length."""
+MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+MAX_SCANS = 100
+"""Each makes a decoder go through all pixels again; progressive images have about ten."""
 
 
 def check_size(data: bytes) -> None:
-    """Refuse what is no JPEG, PNG, WebP or BMP, or would be too large once decoded.
+    """Refuse what is no JPEG, PNG, WebP or BMP, would be too large once decoded, or take too long to decode.
 
     Raises:
         ValueError: naming which.
@@ -24,6 +29,8 @@ def check_size(data: bytes) -> None:
     if width * height > MAX_PIXELS:
         most = f"at most {MAX_PIXELS // 10**6} million are accepted"
         raise ValueError(f"the image is {width}x{height} pixels: {most}")
+    if data.startswith(b"\xff\xd8") and has_many_scans(data):
+        raise ValueError(f"the JPEG image is in more than {MAX_SCANS} scans: save it again as a plain one")
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -54,6 +61,19 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     return number(data, at + 5, 2, "big"), number(data, at + 3, 2, "big")
 
 
+def has_many_scans(data: bytes) -> bool:
+    """Whether a JPEG file has more than :data:`MAX_SCANS` scans."""
+    at = 2
+    for _ in range(MAX_SCANS + 1):
+        try:
+            at = find_segment(data, {SCAN, END}, at)
+        except IndexError:  # truncated: there are no more
+            return False
+        if data[at - 1] == END:
+            return False
+    return True
+
+
 def ends(data: bytes) -> bool:
     """Whether a JPEG or PNG file has its end; True for other formats.
 
@@ -68,27 +88,19 @@ def ends(data: bytes) -> bool:
     return not data.startswith(b"\x89PNG") or b"IEND" in data
 
 
-def find_segment(data: bytes, markers: set[int]) -> int:
-    """Where the first segment of a JPEG with one of these markers begins, behind its marker.
+def find_segment(data: bytes, markers: set[int], at: int = 2) -> int:
+    """Where the first segment of a JPEG with one of these markers begins, from the byte ``at`` on: behind its marker.
 
     Raises:
         IndexError: if there is none.
     """
-    at = 2
-    while True:
-        at = data.find(b"\xff", at)
-        if at < 0:
-            raise IndexError
-        marker = number(data, at + 1, 1)
-        at += 1
-        if marker in (0x00, 0xFF):  # filling
-            continue
-        at += 1
-        if marker in BARE:
-            continue
+    while found := MARKER.search(data, at):
+        at, marker = found.end(), found[1][0]
         if marker in markers:
             return at
-        at += number(data, at, 2, "big")
+        if marker not in BARE:
+            at += number(data, at, 2, "big")
+    raise IndexError
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def record(
                     size = frame.image.shape[0], frame.image.shape[1]
                     outputs = opened.enter_context(_Outputs(out, rows, size, source.rate, sound))
                 if new:
-                    outputs.tell(looked, source.name, frame)
+                    outputs.tell(looked, frame.name or source.name, frame)
                     for call in send:
                         call(looked.faces, looked.ids)
                 outputs.show(looked, frame)
@@ -115,8 +115,7 @@ def check_paths(paths: Sequence[Path], source: Source) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"each output needs a file of its own, got {', '.join(map(str, paths))}")
     for path in paths:
-        if path.resolve() == Path(source.name).resolve():
-            raise ValueError(f"{path} is the source, and would be overwritten")
+        source.refuse(path)
 
 
 class _Outputs:
@@ -167,7 +166,8 @@ def _look(
     if crops:
         found = crops.detect(frame.image, frame.time, intrinsics=intrinsics)
     else:
-        found = detector.detect(frame.image, intrinsics=intrinsics)
+        least = tracker.least_score if tracker else None
+        found = detector.detect(frame.image, intrinsics=intrinsics, score_threshold=least)
     return look(found, frame.time, tracker, camera)
 
 

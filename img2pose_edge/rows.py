@@ -83,7 +83,9 @@ class RowWriter:
             OSError: if there is no room for all rows; none of them is written then.
         """
         check_ids(faces, ids)
-        if image is not None and len(image.splitlines()) > 1:
+        if image is not None:
+            image = os.fsencode(image).decode(errors="replace")  # names of files need not be UTF-8
+        if image and image.splitlines() != [image]:
             raise ValueError(f"an image's name in a table must be one line, got {image!r}")
         rows = [face_row(f, image, frame, time, i) for f, i in zip(faces, ids or [None] * len(faces), strict=True)]
         text = io.StringIO()

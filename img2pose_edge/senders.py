@@ -6,6 +6,7 @@ import errno
 import logging
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 0.5
+"""Seconds for which a head that is out of sight keeps its place: as long as a tracker knows it."""
 
 Send = Callable[[Sequence[Face], Sequence[int] | None], None]
 """Takes the faces of a frame, and their ids if they are tracked."""
@@ -77,6 +81,31 @@ class OpenTrackSender:
         self.close()
 
 
+class MainHead:
+    """Chooses the head that is sent: that of the person known for longest, until it is gone for good."""
+
+    def __init__(self) -> None:
+        self._id: int | None = None
+        self._seen = -np.inf
+
+    def choose(self, faces: Sequence[Face], ids: Sequence[int] | None) -> Face | None:
+        """The head among the faces of a frame; None if it is out of sight, or there is none.
+
+        Args:
+            faces: the longest known first, or, if not tracked, the best.
+            ids: of tracked faces.
+        """
+        if not faces or ids is None:
+            return faces[0] if faces else None
+        now = time.monotonic()
+        if self._id not in ids:
+            if now - self._seen <= PATIENCE:
+                return None
+            self._id = ids[0]
+        self._seen = now
+        return faces[ids.index(self._id)]
+
+
 def opentrack_pose(face: Face) -> np.ndarray:
     """(6,) x, y, z in centimetres, yaw, pitch, roll in degrees, with the signs of :class:`OpenTrackSender`."""
     r = face.rotation
@@ -113,8 +142,9 @@ class OscSender:
             from pythonosc.udp_client import SimpleUDPClient
         except ImportError as error:
             raise ImportError("OSC needs python-osc: pip install 'img2pose-edge[osc]'") from error
-        find_host(host, port)
-        self._client = SimpleUDPClient(host, port)
+        found = find_host(host, port)[4][0]
+        # A name would be looked up for each datagram; but a link-local address says more than what is found for it.
+        self._client = SimpleUDPClient(host if "%" in host else found, port)
         self._lossy = Lossy(address)
 
     def send(self, faces: Sequence[Face], ids: Sequence[int] | None = None) -> None:
@@ -166,8 +196,14 @@ def open_senders(opentrack: str | None, osc: str | None) -> Iterator[list[Send]]
     with ExitStack() as opened:
         send: list[Send] = []
         if opentrack:
-            head = opened.enter_context(OpenTrackSender(opentrack))
-            send.append(lambda faces, ids: head.send(faces[0]) if faces else None)
+            sender, head = opened.enter_context(OpenTrackSender(opentrack)), MainHead()
+
+            def send_head(faces: Sequence[Face], ids: Sequence[int] | None) -> None:
+                face = head.choose(faces, ids)
+                if face:
+                    sender.send(face)
+
+            send.append(send_head)
         if osc:
             send.append(opened.enter_context(OscSender(osc)).send)
         yield send

@@ -84,7 +84,7 @@ class PoseTracker:
     def __init__(
         self,
         sure_score: float = 0.5,
-        patience: float = 0.4,
+        patience: float = 0.5,
         min_cutoff: float = 0.1,
         speed_slope: float = 3.5,
         speed_cutoff: float = 0.7,
@@ -92,8 +92,8 @@ class PoseTracker:
         """
         Args:
             sure_score: least score, 0 to 1, of a face that begins a track. For a second threshold to matter, let the
-                detector's ``score_threshold`` be lower.
-            patience: seconds that a face may stay unseen and keep its id (0.4: ten lost frames at 30 a second). One
+                detector's ``score_threshold`` be lower: :attr:`least_score`.
+            patience: seconds that a face may stay unseen and keep its id (0.5: ten lost frames at 24 a second). One
                 that was in the last frame keeps it, however long ago that was.
             min_cutoff: hertz, cutoff of the filter at rest: lower is steadier, and slower to settle.
             speed_slope: hertz by which a speed of 1 radian/s (or face unit/s, or 1/s of log depth) raises the cutoff:
@@ -114,6 +114,11 @@ class PoseTracker:
         self.sure_score, self.patience = sure_score, patience
         self._settings = min_cutoff, speed_slope, speed_cutoff
         self.reset()
+
+    @property
+    def least_score(self) -> float:
+        """What faces to ask a detector for: a face once sure may be followed down to half that score."""
+        return self.sure_score / 2
 
     def reset(self) -> None:
         """Forget all faces and the time; ids start again at 0."""

@@ -36,8 +36,6 @@ FASTEST = 240.0
 """Frames a second that are believed."""
 COUNTED = (".avi", ".m4v", ".mov", ".mp4")
 """Files that hold the number of their frames; that of others is an estimate, from their times."""
-TRIMMED = (".m4v", ".mov", ".mp4")
-"""Files that may hold frames which they do not show: those that were trimmed without encoding them again."""
 LEAST_SHARE = 0.9
 """Of a file; one that ends before is broken off."""
 FEW = 5
@@ -49,8 +47,8 @@ WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
 """Seconds; the clock of written videos."""
 ENCODER: Final = "libx264"
-STREAMED = (".m3u8", ".mjpg", ".mjpeg", ".cgi")
-"""What addresses of web cameras end in; other web addresses are files."""
+STREAMED = (".mjpg", ".mjpeg", ".cgi")
+"""What addresses of web cameras end in; other web addresses are files if they tell how long they are."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,13 @@ class Frame:
         image: (H, W, 3) uint8 BGR.
         index: from 0, counting frames that were left out, too.
         time: seconds; of a file its own clock, of a live source since it was opened.
+        name: path of the image; empty if it is not of a folder.
     """
 
     image: np.ndarray
     index: int
     time: float
+    name: str = ""
 
 
 class Source:
@@ -78,8 +78,8 @@ class Source:
     def __init__(self, source: str | Path | int, rate: float = FOLDER_RATE) -> None:
         """
         Args:
-            source: file, folder of images, address (``rtsp://``, ``http://`` …), number of a camera, or a GStreamer
-                pipeline that ends in ``appsink``.
+            source: file, folder of images (by name, ``2.png`` before ``10.png``), address (``rtsp://``, ``http://``
+                …), number of a camera, or a GStreamer pipeline that ends in ``appsink``.
             rate: frames a second of a folder.
 
         Raises:
@@ -87,7 +87,9 @@ class Source:
             ValueError: if it cannot be opened, or holds no frames.
         """
         self._address = str(source)
-        self.name = without_password(self._address)
+        if not self._address:
+            raise ValueError("the source is empty: a file, folder, camera number, address or pipeline is wanted")
+        self.name = self._address if Path(self._address).exists() else without_password(self._address)
         self._stop = threading.Event()
         self._capture: cv2.VideoCapture | None = None
         self._paths: list[Path] = []
@@ -97,7 +99,7 @@ class Source:
         path = Path(self._address)
         camera = isinstance(source, int) or self._address.isdigit()
         if not camera and path.is_dir():
-            self._paths = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            self._paths = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_counted)
             if not self._paths:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             self.frames, self.rate = len(self._paths), rate
@@ -108,7 +110,7 @@ class Source:
         self._thread.start()
 
     def _open(self, camera: bool, path: Path) -> None:
-        pipeline = "!" in self._address and not path.exists()
+        pipeline = " ! " in self._address and not path.exists()
         address = bool(LIVE.match(self._address) or WEB.match(self._address))
         streamed = self._address.split("?")[0].lower().endswith(STREAMED)
         self._endless = camera or bool(LIVE.match(self._address)) or (address and streamed)
@@ -170,7 +172,19 @@ class Source:
             seen += 1
             yield frame
         if not seen and not self._stop.is_set():
-            raise ValueError(f"{self.name} holds no frames that can be read")
+            raise ValueError(f"{self.name} holds no frames that can be read{self._codec()}")
+
+    def _codec(self) -> str:
+        """Of a video of which nothing is decoded, the likely reason."""
+        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)) if self._capture else 0
+        name = "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ")
+        return f": this OpenCV may lack its codec, {name}" if name.isprintable() and name else ""
+
+    def refuse(self, path: Path) -> None:
+        """Raise ``ValueError`` if writing to ``path`` would overwrite the source."""
+        with suppress(OSError):
+            if path.samefile(self._address):
+                raise ValueError(f"{path} is the source, and would be overwritten")
 
     # --- the reading thread --------------------------------------------------------------------------
 
@@ -186,7 +200,7 @@ class Source:
 
     def _images(self) -> Iterator[Frame]:
         for index, path in enumerate(self._paths):
-            yield Frame(load_image(path), index, index / self.rate)
+            yield Frame(load_image(path), index, index / self.rate, str(path))
 
     def _grab(self) -> Iterator[Frame]:
         assert self._capture
@@ -202,7 +216,7 @@ class Source:
                 raise ValueError(changed(self.name, index, size, first))
             moment = time.monotonic() - began if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
             if not self.live and moment <= last:  # containers without a clock say 0 for every frame
-                moment = last + 1 / self.rate if last >= 0 else 0.0
+                moment = round(last + 1 / self.rate, 9) if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
             size = next(sizes, size)
@@ -217,7 +231,7 @@ class Source:
         missing = round((1 - share) / share * index)
         if share < LEAST_SHARE or missing > FEW:
             what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
-            if share < LEAST_SHARE and self.name.lower().endswith(COUNTED):
+            if share < LEAST_SHARE and (whole or self.name.lower().endswith(COUNTED)):
                 raise ValueError(what)
             logger.warning("%s", what)
 
@@ -264,17 +278,22 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
 
 
 def shown_seconds(path: Path) -> float | None:
-    """How long a file of :data:`TRIMMED` says that its video is, without what it does not show; None where that is not
-    known, of other files, or without PyAV."""
-    if not path.is_file() or path.suffix.lower() not in TRIMMED:
+    """How long a file says that its video is, without what it does not show; None where that is not known, or without
+    PyAV."""
+    if not path.is_file():
         return None
     try:
         import av
     except ImportError:
         return None
-    with suppress(av.FFmpegError, IndexError), av.open(str(path)) as container:
+    with suppress(av.FFmpegError, IndexError, ValueError), av.open(str(path)) as container:
         video = container.streams.video[0]
-        if video.duration and video.time_base:
+        begins = float((video.start_time or 0) * (video.time_base or 0))
+        if path.suffix.lower() in (".mkv", ".webm"):  # they tell the whole file's, and of a stream where it ends
+            hours, minutes, seconds = video.metadata.get("DURATION", "0:0:0").split(":")
+            ends = 3600 * float(hours) + 60 * float(minutes) + float(seconds)
+            return ends - begins if ends > begins else None
+        if path.suffix.lower() in (".mp4", ".m4v", ".mov") and video.duration and video.time_base:
             return float(video.duration * video.time_base)
     return None
 
@@ -283,6 +302,11 @@ def without_password(text: str) -> str:
     """Addresses in a text without the user, password and keys that they may hold."""
     text = re.sub(r"//[^/\s]*@", "//", text)
     return SECRETS.sub(r"\1\2…", text)
+
+
+def _counted(path: Path) -> list[int | str]:
+    """A key that sorts names with numbers by these."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _three_channels(image: np.ndarray) -> np.ndarray:
@@ -299,7 +323,7 @@ def check_video_suffix(path: Path) -> None:
 class VideoWriter:
     """An MP4 (H.264) with frames at their own times and, of a file, its sound. A context manager.
 
-    What was written can be played even if the process is killed: the file is fragmented.
+    What was written can be played even if the process is killed, but for the last second: the file is fragmented.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], rate: float, sound: Path | None = None) -> None:
@@ -326,7 +350,9 @@ class VideoWriter:
             raise ValueError(f"cannot write {path}: this PyAV has no {ENCODER}, as the wheel on PyPI has") from error
         self._av: Any = av
         self.path = path
-        options = {"movflags": "frag_keyframe+delay_moov+default_base_moof"} if path.suffix.lower() == ".mp4" else {}
+        options = {"flush_packets": "1"}  # FFmpeg would keep up to 256 KB, and lose the error of a full disk with it
+        if path.suffix.lower() == ".mp4":
+            options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
         open_to_write(path).close()
         self._file: Any = av.open(str(path), "w", options=options)
         # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second

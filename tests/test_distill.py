@@ -21,6 +21,7 @@ from img2pose_edge.training.distill import (
     DetectorTeacher,
     EdgeTeacher,
     FullTeacher,
+    Hints,
     hint_losses,
     load_teacher,
     refine_boxes,
@@ -29,7 +30,7 @@ from img2pose_edge.training.loop import TrainOptions, collate, train
 from img2pose_edge.training.networks import build_network
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective
-from img2pose_edge.training.targets import Batch, Cells, flatten_maps, lay_out_cells
+from img2pose_edge.training.targets import Batch, Cells, covered_cells, flatten_maps, lay_out_cells
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints/edge-n.pt"
 CPU = torch.device("cpu")
@@ -73,6 +74,26 @@ def test_an_edge_teacher_is_not_believed_where_it_alone_sees_a_face(batch: Batch
     assert not labelled.known[0, sure[0]].logical_not().all(), "it is believed where there is a label"
     assert not alone.known[0, sure[0]].any()
     assert alone.known[~sure].all()
+
+
+def test_no_teacher_is_asked_about_people_who_lie(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = load_teacher(BUNDLED, CPU)
+    network = build_network("edge-n").train()
+    known = []
+
+    def keep(logits: Tensor, raw: Tensor, cells: Cells, hints: Hints) -> dict[str, Tensor]:
+        known.append(hints.known)
+        return hint_losses(logits, raw, cells, hints)
+
+    monkeypatch.setattr("img2pose_edge.training.objective.hint_losses", keep)
+    upright = dataclasses.replace(batch, local=torch.eye(3).expand_as(batch.local))
+    lying = dataclasses.replace(batch, local=geometry.roll_matrix(torch.full((len(batch.local),), 90.0)))
+    for pictures in (upright, lying):
+        EdgeObjective(network, [teacher])(pictures)
+    _, _, cells = maps(network, batch)
+    assert known[0].any()
+    torch.testing.assert_close(known[1], known[0] & ~covered_cells(batch, cells))
+    assert (known[0] & ~known[1]).any()
 
 
 def test_teachers_take_turns_by_lot_as_the_seed_says(batch: Batch, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from img2pose_edge.training.augment import (
     Placement,
     Sample,
     clip_faces,
+    cover_eyes,
     cover_faces,
     place_faces,
     uncovered_faces,
@@ -183,6 +184,7 @@ def test_mild_scenes_are_as_photographs_are(
     def measure(strength: str) -> tuple[float, float, float]:
         """Greatest roll off the label's, degrees; greatest and least size, of the photographs'."""
         composer = make_composer(tiny_data, tmp_path, strength=strength)
+        composer.strength = dataclasses.replace(composer.strength, lying=0.0)
         faces = [composer[i].faces for i in range(60)]
         rolls = [geometry.matrix_to_angles(f.local[0])[2] for f in faces if len(f)]
         found = np.concatenate([f.sizes for f in faces])
@@ -210,13 +212,15 @@ def faces_at(*boxes: tuple[float, float, float, float]) -> Faces:
 
 
 @pytest.mark.parametrize("shape", [(200, 300), (20, 300)])
-def test_covered_faces_keep_half_and_get_no_other_face(shape: tuple[int, int]) -> None:
+def test_covered_faces_keep_half_and_get_no_other_face(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "EYES_COVERED", 0.0)
+    cameras = np.eye(3)[None]
     box, source = (60.0, 70.0, 120.0, 150.0), np.full((*shape, 3), 60, np.uint8)
     source[:, 150:] = 255  # a face, not to be pasted
     covers = []
     for seed in range(60):
         image = np.zeros((200, 200, 3), np.uint8)
-        cover_faces(image, faces_at(box), source, faces_at((150, 0, 300, 200)), np.random.default_rng(seed))
+        cover_faces(image, faces_at(box), cameras, source, faces_at((150, 0, 300, 200)), np.random.default_rng(seed))
         drawn = image.any(2)
         covers.append(float(drawn[70:150, 60:120].mean()))
         if shape[0] == 200:
@@ -226,8 +230,55 @@ def test_covered_faces_keep_half_and_get_no_other_face(shape: tuple[int, int]) -
     assert max(covers) <= 0.52
     assert min(covers) >= 0.13
     small = np.zeros((200, 200, 3), np.uint8)
-    cover_faces(small, faces_at((60, 70, 70, 80)), source, faces_at(), np.random.default_rng(0))
+    cover_faces(small, faces_at((60, 70, 70, 80)), cameras, source, faces_at(), np.random.default_rng(0))
     assert not small.any(), "small faces stay as they are"
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (0, -80, 0), (0, 60, 100), (10, -40, 20), (-30, 0, 0)])
+def test_covered_eyes_are_where_the_face_has_them(camera: np.ndarray, angles: tuple[float, float, float]) -> None:
+    local = geometry.angles_to_matrix(np.array([angles], float))
+    pose = geometry.local_to_camera(np.array([[300.0, 220]]), np.array([80.0]), local, camera)
+    boxes, points = project_face_box(*pose, camera), load_reference().points68.astype(float)
+    face = Faces(boxes, local, np.ones(1), np.full((1, 5, 2), np.nan), np.zeros(1, bool))
+    x, y = geometry.project(points, *pose, camera)[0].round().astype(int).T
+    hidden = []
+    for seed in range(20):
+        picture = np.zeros((480, 640, 3), np.uint8)
+        cover_eyes(picture, face, camera, np.random.default_rng(seed))
+        hidden.append(picture.any(2)[y, x])
+    eyes, mouth = np.mean(hidden, 0)[36:48], np.mean(hidden, 0)[48:68]
+    assert eyes.mean() > 0.7
+    assert mouth.mean() < 0.2
+
+
+def test_people_who_lie_are_learnt_too(tiny_data: Path, tmp_path: Path) -> None:
+    """In every picture of a composer whose people all lie, and turned by any angle up to the most."""
+    composer, rolls = make_composer(tiny_data, tmp_path), []
+    composer.strength = dataclasses.replace(composer.strength, lying=1.0, backed=0.0)
+    for i in range(60):
+        faces = composer[i].faces
+        rolls += geometry.matrix_to_angles(faces.local[faces.trust > 0])[:, 2].tolist()
+    assert max(np.abs(rolls)) < augment.LYING + 5
+    assert np.quantile(np.abs(rolls), 0.75) > 70
+    assert min(rolls) < -70 < 70 < max(rolls)
+
+
+def test_a_turned_box_without_a_rotation_holds_the_turned_ellipse(camera: np.ndarray) -> None:
+    faces, _, _ = synthetic_faces(camera)
+    unknown = dataclasses.replace(faces, trust=np.zeros(3))
+    extent = unknown.boxes[:, 2:] - unknown.boxes[:, :2]
+    for degrees, wanted in ((0.0, extent), (90.0, extent[:, ::-1])):
+        moved, _ = place_faces(unknown, camera, Placement(np.zeros(2), np.zeros(2), 1.0, degrees))
+        np.testing.assert_allclose(moved.boxes[:, 2:] - moved.boxes[:, :2], wanted, atol=1e-9)
+    moved, _ = place_faces(unknown, camera, Placement(np.zeros(2), np.zeros(2), 1.0, 45.0))
+    square = np.sqrt((extent**2).mean(1, keepdims=True)).repeat(2, 1)
+    np.testing.assert_allclose(moved.boxes[:, 2:] - moved.boxes[:, :2], square, rtol=1e-9)
+
+
+def test_labels_on_which_teachers_disagree_say_nothing_of_the_rotation() -> None:
+    face = {"box": [1, 2, 30, 40], "angles": [5.0, 36.0, 2.0]}
+    trust = parse_faces([face | {"spread": spread} for spread in (0, 6, 18, 18.1, 40)]).trust
+    np.testing.assert_allclose(trust, [1, 0.5, 0.1, 0, 0])
 
 
 def test_what_is_close_up_instead_of_a_portrait_is_no_face(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ from img2pose_edge import (
     geometry,
     looking_at_camera,
     read_calibration,
+    senders,
     to_supervision,
     undistort_face,
 )
@@ -491,6 +493,7 @@ def write_storage(path: Path, names: tuple[str, str, str, str]) -> None:
     storage.release()
 
 
+HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # OpenCV counts from the middle of a pixel
 SAMPLE = ("image_width", "image_height", "camera_matrix", "distortion_coefficients")
 
 
@@ -500,7 +503,7 @@ def test_calibrations_of_opencv_are_read(suffix: str, names: tuple[str, str, str
     path = tmp_path / f"camera{suffix}"
     write_storage(path, names)
     found = read_calibration(path)
-    np.testing.assert_array_equal(found.intrinsics, CAMERA)
+    np.testing.assert_array_equal(found.intrinsics, CAMERA + HALF_PIXEL)
     np.testing.assert_array_equal(found.distortion, LENS)
     assert (found.width, found.height) == (1280, 720)
 
@@ -524,7 +527,7 @@ def test_calibrations_of_ros_are_read(tmp_path: Path) -> None:
     path = tmp_path / "camera.yaml"
     path.write_text(ROS)
     found = read_calibration(path)
-    np.testing.assert_array_equal(found.intrinsics, CAMERA)
+    np.testing.assert_array_equal(found.intrinsics, CAMERA + HALF_PIXEL)
     np.testing.assert_array_equal(found.distortion, LENS)
 
 
@@ -548,7 +551,12 @@ def test_wrong_calibrations_are_named(tmp_path: Path) -> None:
         "no camera_matrix": ROS.replace("camera_matrix", "matrix"),
         "no distortion_coefficients": ROS.replace("distortion_coefficients", "lens"),
         "no image_width": ROS.replace("image_width", "wide"),
-        "fisheye lens": ROS.replace("plumb_bob", "equidistant"),
+        "of the model 'equidistant'": ROS.replace("plumb_bob", "EQUIDISTANT"),
+        "of the model 'kannala_brandt'": ROS.replace("plumb_bob", "kannala_brandt"),
+        "of the model 'omni'": ROS + "camera_model: omni\n",
+        "infinity": ROS.replace("1280", ".Inf"),
+        "more than 2000 lists": "hello: " + 5000 * "[" + 5000 * "]",
+        "larger than 1 MiB": ROS + "#" * 2**20,
         "finite distortion coefficients": ROS.replace("[-0.28, 0.09, 0.0008, -0.0012, -0.01]", "[0.1, 0.2]"),
         "positive focal": ROS.replace("700.0", "-700.0"),
         r"camera\.yaml: ": ROS.replace("0, 0, 1]", "0, 0]"),
@@ -593,6 +601,31 @@ def test_opentrack_gets_six_doubles(listener: socket.socket) -> None:
             assert struct.unpack("<6d", packet) == pytest.approx(opentrack_pose(face))
     with pytest.raises(OSError, match=r"descriptor|socket"):
         sender.send(FACES[0])
+
+
+def test_opentrack_stays_with_the_head_it_follows(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("img2pose_edge.senders.time.monotonic", lambda: now[0])
+    listener.settimeout(0.2)
+
+    def sent(send: Any, faces: list[Face], ids: list[int] | None, later: float = 0.03) -> Face | None:
+        now[0] += later
+        send(faces, ids)
+        try:
+            packet = struct.unpack("<6d", listener.recv(1000))
+        except TimeoutError:
+            return None
+        return next(face for face in FACES if packet == pytest.approx(opentrack_pose(face)))
+
+    first, second = FACES[:2]
+    with senders.open_senders(address_of(listener), None) as (send,):
+        assert sent(send, [first, second], [3, 4]) is first
+        assert sent(send, [second], [4]) is None, "missed for a frame: nobody takes over"
+        assert sent(send, [], []) is None
+        assert sent(send, [second, first], [4, 3]) is first
+        assert sent(send, [second], [4], 0.6) is second, "gone for good"
+        assert sent(send, [first, second], [3, 4]) is second
+        assert sent(send, [first], None) is first, "without ids, the best"
 
 
 def test_a_network_that_is_away_is_told_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:

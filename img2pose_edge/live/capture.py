@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -185,4 +186,5 @@ def source_name(source: str) -> str:
     if source.isdigit():
         return f"camera {source}"
     path = Path(source)
-    return path.name if path.exists() else without_password(source)
+    name = path.name if path.exists() else without_password(source)
+    return os.fsencode(name).decode(errors="replace")

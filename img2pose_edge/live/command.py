@@ -8,12 +8,16 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.senders import Send
 from img2pose_edge.video import Source
 
 logger = logging.getLogger(__name__)
+
+SILENT = 10.0
+"""Seconds after which a connection without a whole request is closed."""
 
 
 def serve(source: str, detector: SharedDetector, host: str, port: int, send: Sequence[Send] = ()) -> None:
@@ -35,6 +39,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
         import python_multipart as _multipart  # noqa: F401
         import uvicorn
         import websockets as _websockets  # noqa: F401
+        from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
         from img2pose_edge.live.capture import Capture
         from img2pose_edge.live.security import is_loopback
@@ -56,6 +61,25 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
     listener = listen(host, port)
     print(page_address(host, listener.getsockname()[1], token), flush=True)
 
+    class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        """Connections on which nothing is asked are closed: there is room for so many."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._look_again(None)
+
+        def _look_again(self, before: Any) -> None:
+            self.loop.call_later(SILENT, self._close_if_silent, before)
+
+        def _close_if_silent(self, before: Any) -> None:
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return  # a WebSocket now
+            answered = self.cycle is None or self.cycle.response_complete
+            if answered and self.cycle is before:
+                self.transport.close()
+            else:
+                self._look_again(self.cycle)
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if not self.should_exit:  # a second Ctrl-C would end it with a traceback; it ends in a second or two
@@ -68,6 +92,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
         server_header=False,
         ws_max_size=1024,
         ws_per_message_deflate=False,  # JPEG is compressed
+        http=Impatient,
         limit_concurrency=250,
         timeout_graceful_shutdown=1,
     )

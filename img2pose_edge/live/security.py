@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
+import re
 import time
 from collections import OrderedDict
 from urllib.parse import parse_qs
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 16 * 2**20
+MAX_BODY, MAX_SETTINGS = 16 * 2**20, 2**16
 UPLOAD_SECONDS = 30.0
 BURST, PER_SECOND = 20, 5.0
 """Requests at once, and on average, of one address."""
@@ -23,6 +24,7 @@ ADDRESSES = 1000
 OPEN = ("/static/", "/docs", "/openapi.json", "/face.json")
 """Paths that tell nothing of the camera, and need no token; ``/`` neither."""
 POLICY = "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+HOST = re.compile(r"[\w.:\[\]-]+", re.ASCII)
 
 
 def is_loopback(host: str) -> bool:
@@ -30,7 +32,7 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower().rstrip(".") == "localhost"
 
 
 class Guard:
@@ -87,9 +89,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        too_large = f"the body is too large: at most {MAX_BODY / 2**20:g} MiB are accepted"
+        most = MAX_SETTINGS if scope["path"] == "/settings" else MAX_BODY
+        accepted = f"{most // 2**20} MiB" if most >= 2**20 else f"{most // 2**10} KiB"
+        too_large = f"the body is too large: at most {accepted} are accepted"
         claimed = Headers(scope=scope).get("content-length", "0")
-        if claimed.isdigit() and int(claimed) > MAX_BODY:
+        if claimed.isdigit() and int(claimed) > most:
             await JSONResponse({"error": too_large}, 413)(scope, receive, send)
             return
         taken, began = 0, time.monotonic()
@@ -105,7 +109,7 @@ class BodyLimit:
                 raise HTTPException(408, f"the body did not arrive within {UPLOAD_SECONDS:g} s") from error
             taken += len(message.get("body", b""))
             arriving = bool(message.get("more_body"))
-            if taken > MAX_BODY:
+            if taken > most:
                 raise HTTPException(413, too_large)
             return message
 
@@ -119,10 +123,14 @@ class SafeHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        # Safari before 16 does not count WebSockets as 'self'.
+        sockets = f"; connect-src 'self' ws://{host} wss://{host}" if HOST.fullmatch(host) else ""
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
+                headers["Content-Security-Policy"] = POLICY + sockets
                 headers["Referrer-Policy"] = "no-referrer"
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Cross-Origin-Resource-Policy"] = "same-origin"

@@ -63,7 +63,7 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
             try:
                 wanted = await request.json()
                 if not isinstance(wanted, dict):
-                    raise TypeError(f"settings must be a JSON object, got {wanted!r:.40}")
+                    raise TypeError(f"settings must be a JSON object, got {json.dumps(wanted)[:40]}")
                 await run_in_threadpool(capture.detector.change, wanted)
             except (ValueError, TypeError, RecursionError, ImportError) as error:
                 raise HTTPException(400, str(error)) from error
@@ -96,14 +96,15 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
         return {**capture.detector.look(image, camera, **options)[1], **note, "settings": settings}
 
     async def watch(socket: WebSocket) -> None:
-        await socket.accept()
-        if capture.watchers >= MAX_CLIENTS:
-            why = f"{MAX_CLIENTS} clients are watching already: try again later"
-            await socket.send_text(json.dumps({"type": "trouble", "message": why}))
-            await socket.close(1013)
-            return
-        with capture.watched(), suppress(WebSocketDisconnect):
-            await send_shots(socket, capture)
+        with suppress(WebSocketDisconnect):
+            await socket.accept()
+            if capture.watchers >= MAX_CLIENTS:
+                why = f"{MAX_CLIENTS} clients are watching already: try again later"
+                await socket.send_text(json.dumps({"type": "trouble", "message": why}))
+                await socket.close(1013)
+                return
+            with capture.watched():
+                await send_shots(socket, capture)
 
     return Starlette(
         routes=[
@@ -159,7 +160,7 @@ def detect_options(request: Request) -> dict[str, Any]:
 
 async def sent_image(request: Request) -> bytes:
     """The body, or the file ``image`` of a form."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await request.body()
     async with request.form(max_files=1, max_fields=4) as form:
         upload = form.get("image")

@@ -79,7 +79,8 @@ class Stream:
             intrinsics: (3, 3) camera matrix.
         """
         if self._crops is None:
-            return find(self._detector, self.settings, image, intrinsics)
+            least = self.tracker.least_score if self.tracker else self.settings.score_threshold
+            return find(self._detector, replace(self.settings, score_threshold=least), image, intrinsics)
         size, threshold = self.settings.input_size, self.settings.score_threshold
         return self._crops.detect(image, moment, input_size=size, score_threshold=threshold, intrinsics=intrinsics)
 

@@ -64,6 +64,8 @@ class Record:
     faces: Faces
 
 
+MOST_SPREAD = 18.0
+"""Degrees of disagreement beyond which a label says nothing of the rotation: teachers see people who lie as upright."""
 LEVEL = 30.0
 """Tilt, degrees, up to which a pan angle is a yaw."""
 
@@ -92,7 +94,8 @@ def parse_faces(faces: list[dict]) -> Faces:
         boxes.append(box)
         angles.append(blend_pan(face) if "angles" in face else np.zeros(3))
         # Teachers that disagree by `spread` degrees are about that wrong.
-        trust.append(1 / (1 + (face["spread"] / 6) ** 2) if "angles" in face else 0.0)
+        known = "angles" in face and face["spread"] <= MOST_SPREAD
+        trust.append(1 / (1 + (face["spread"] / 6) ** 2) if known else 0.0)
         landmarks.append(np.asarray(face.get("landmarks", np.full((5, 2), np.nan)), float))
         ignore.append(bool(face.get("ignore", False)))
     return Faces(

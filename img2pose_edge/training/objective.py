@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss
 from img2pose_edge.training.networks.edge import STRIDES, EdgeNet
 from img2pose_edge.training.targets import Batch, assign, covered_cells, flatten_maps, lay_out_cells, predict_boxes
 
+LEAST_UPRIGHT = 0.5
+"""Cosine of the angle between the face's and the picture's vertical, below which teachers are not asked about it."""
 WEIGHTS = {"score": 2.0, "box": 2.0, "rotation": 3.0, "points": 1.5}
 
 
@@ -96,6 +99,9 @@ class EdgeObjective(Objective):
             return edge_loss(scores, poses, batch, STRIDES)
         teacher = self.teachers[int(torch.randint(len(self.teachers), ()))]
         hints = teacher(batch, cells)
+        # Few photographs that a teacher has seen show people who lie: of their faces it says nothing.
+        lying = batch.select(batch.local[:, 1, 1] < LEAST_UPRIGHT)
+        hints = replace(hints, known=hints.known & ~covered_cells(lying, cells))
         if hints.boxes is not None:
             batch = refine_boxes(batch, cells, hints)
         loss, parts = edge_loss(scores, poses, batch, STRIDES)

@@ -5,6 +5,8 @@ import { token, request } from "./request.js";
 
 const SIZES = [320, 480, 640, 960, 1280, 1920];
 const MAX_BYTES = 16 * 2 ** 20;
+const FULL = 1013; // the server's reason to close: so many watch already, as it has said
+const REST = 150; // milliseconds for which a control must rest before it is sent: a key that is held changes it often
 const byId = (id) => document.getElementById(id);
 const view = byId("view"), context = view.getContext("2d");
 
@@ -12,9 +14,13 @@ let reference, heads, socket;
 let shown = null; // what is on the canvas: { message, picture }
 let photograph = null; // file that is shown instead of the camera
 let asked = 0;
+let pending = false; // a frame has been asked for
 let changing = 0; // settings on their way: frames still tell the old ones
+let pulled = null; // the control that the reader holds
+let told = 0; // until when a notice stays though frames come
 
-function notice(text) {
+function notice(text, seconds = 0) {
+  told = performance.now() + 1e3 * seconds;
   byId("notice").textContent = text;
   byId("notice").hidden = !text;
 }
@@ -84,28 +90,35 @@ function connect(wait = 1000) {
   let message = null;
   socket.onopen = () => {
     wait = 1000;
+    pending = false;
     next();
   };
   socket.onmessage = async ({ data }) => {
-    if (typeof data === "string") {
-      message = JSON.parse(data);
-      if (message.type === "frame") return; // its picture follows
-      if (!photograph) notice(message.message);
-      stopFigures();
-    } else {
-      await showFrame(message, data);
+    try {
+      if (typeof data === "string") {
+        message = JSON.parse(data);
+        if (message.type === "frame") return; // its picture follows
+        if (!photograph) notice(message.message);
+        stopFigures();
+      } else {
+        await showFrame(message, data);
+      }
+    } catch (error) {
+      console.warn(error); // the next one will do
     }
+    pending = false;
     next();
   };
-  socket.onclose = () => {
+  socket.onclose = ({ code }) => {
     stopFigures();
-    if (!photograph) notice("No connection to the server; trying again.");
+    if (!photograph && code !== FULL) notice("No connection to the server; trying again.");
     setTimeout(() => start(Math.min(2 * wait, 8000)), wait);
   };
 }
 
 function next() {
-  if (photograph || socket.readyState !== WebSocket.OPEN) return;
+  if (photograph || pending || socket.readyState !== WebSocket.OPEN) return;
+  pending = true;
   asked = performance.now();
   socket.send("next");
 }
@@ -119,7 +132,7 @@ async function showFrame(message, jpeg) {
     return; // the next one will do
   }
   if (photograph) return picture.close();
-  notice("");
+  if (received > told) notice("");
   show(message, picture);
   if (!changing) setControls(message.settings);
   const network = received - asked - message.waited_ms;
@@ -136,7 +149,7 @@ function stopFigures() {
 
 async function detect(file) {
   if (!file) return;
-  if (file.size > MAX_BYTES) return notice(`${file.name} is too large: at most ${MAX_BYTES / 2 ** 20} MiB.`);
+  if (file.size > MAX_BYTES) return notice(`${file.name} is too large: at most ${MAX_BYTES / 2 ** 20} MiB.`, 6);
   try {
     const message = await request("detect", file); // first: it tells best what is wrong
     const picture = await createImageBitmap(file);
@@ -146,7 +159,7 @@ async function detect(file) {
     notice(message.note);
     show(message, picture);
   } catch (error) {
-    notice(`${file.name}: ${error.message}`);
+    notice(`${file.name}: ${error.message}`, 6);
   }
 }
 
@@ -177,7 +190,7 @@ addEventListener("drop", (event) => {
 });
 
 byId("snapshot").onclick = () => {
-  if (!shown) return notice("There is no picture yet.");
+  if (!shown) return notice("There is no picture yet.", 6);
   draw();
   view.toBlob((blob) => {
     const link = document.createElement("a");
@@ -199,31 +212,50 @@ function setControls(settings) {
     if (![...options].some(({ value }) => Number(value) === settings[id])) options.add(new Option(settings[id]));
   }
   for (const control of controls) {
-    if (control === document.activeElement && control.type !== "checkbox") continue;
+    if (control === pulled) continue;
     if (control.type === "checkbox") control.checked = settings[control.id];
     else control.value = settings[control.id];
   }
-  byId("threshold").textContent = Number(byId("score_threshold").value).toFixed(2);
+  if (!pulled) byId("threshold").textContent = settings.score_threshold.toFixed(2);
 }
 
-async function change({ target }) {
-  const value = target.type === "checkbox" ? target.checked : target.id === "model" ? target.value : Number(target.value);
-  target.blur();
-  changing++;
+async function change(control) {
+  const value = control.type === "checkbox" ? control.checked : control.id === "model" ? control.value : Number(control.value);
   try {
-    setControls((await request("settings", JSON.stringify({ [target.id]: value }))).settings);
+    setControls((await request("settings", JSON.stringify({ [control.id]: value }))).settings);
     notice("");
     if (photograph) await detect(photograph);
   } catch (error) {
-    setControls((await request("settings")).settings);
-    notice(error.message);
+    notice(error.message, 6);
+    const now = await request("settings").catch(() => null); // the server may be gone; it tells when it is back
+    if (now) setControls(now.settings);
   } finally {
     changing--;
   }
 }
 
-controls.forEach((control) => (control.onchange = change));
-byId("score_threshold").oninput = ({ target }) => (byId("threshold").textContent = Number(target.value).toFixed(2));
+for (const control of controls) {
+  let timer = null;
+  control.onchange = () => {
+    pulled = null;
+    if (timer === null) changing++;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      timer = null;
+      change(control);
+    }, REST);
+  };
+}
+byId("score_threshold").oninput = ({ target }) => {
+  pulled = target;
+  byId("threshold").textContent = Number(target.value).toFixed(2);
+};
+// A slider that was let go of where it was, and a list that is closed as it was, change nothing.
+byId("score_threshold").onpointerup = byId("score_threshold").onblur = () => (pulled = null);
+for (const control of controls.filter(({ tagName }) => tagName === "SELECT")) {
+  control.onpointerdown = control.onkeydown = () => (pulled = control);
+  control.onblur = () => (pulled = null);
+}
 for (const id of ["boxes", "axes", "mask"]) byId(id).onchange = draw;
 
 // --- start ---------------------------------------------------------------------------------------

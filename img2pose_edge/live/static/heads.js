@@ -57,18 +57,46 @@ export class Heads {
   }
 
   listen(canvas) {
-    canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
-    canvas.addEventListener("pointermove", (event) => {
-      if (!event.buttons) return;
-      this.around -= event.movementX / 150;
-      this.above = Math.min(1.5, Math.max(-1.5, this.above + event.movementY / 150));
+    const turn = (x, y) => {
+      this.around -= x / 150;
+      this.above = Math.min(1.5, Math.max(-1.5, this.above + y / 150));
       this.draw();
+    };
+    const enlarge = (amount) => {
+      this.zoom = Math.min(8, Math.max(0.1, this.zoom * Math.exp(-amount / 800)));
+      this.draw();
+    };
+    const fingers = new Map(); // where each pointer that is down was last
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      fingers.set(event.pointerId, [event.clientX, event.clientY]);
     });
+    canvas.addEventListener("pointermove", (event) => {
+      const last = fingers.get(event.pointerId);
+      if (!last) return;
+      const now = [event.clientX, event.clientY];
+      const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1];
+      fingers.set(event.pointerId, now);
+      if (!other) return turn(now[0] - last[0], now[1] - last[1]);
+      const apart = ([x, y]) => Math.hypot(x - other[0], y - other[1]);
+      enlarge(4 * (apart(now) - apart(last)));
+    });
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
+    }
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoom = Math.min(8, Math.max(0.1, this.zoom * Math.exp(event.deltaY / 800)));
-      this.draw();
+      enlarge(-event.deltaY);
     }, { passive: false });
+    const keys = {
+      ArrowLeft: () => turn(-15, 0), ArrowRight: () => turn(15, 0), ArrowUp: () => turn(0, -15), ArrowDown: () => turn(0, 15),
+      "+": () => enlarge(100), "=": () => enlarge(100), "-": () => enlarge(-100),
+    };
+    canvas.addEventListener("keydown", (event) => {
+      if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      keys[event.key]();
+    });
     new ResizeObserver(() => this.draw()).observe(canvas);
   }
 
