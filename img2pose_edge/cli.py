@@ -731,11 +731,25 @@ def log_to_stderr() -> Iterator[None]:
         logger.setLevel(before)
 
 
+EXTRAS = {
+    "train": ("torch", "torchvision", "lmdb", "onnx2torch"),
+    "export": ("onnx",),
+    "quantize": ("torchao", "onnxscript"),
+    "export-tflite": ("litert_torch",),
+    "bench": ("matplotlib", "jinja2"),
+}
+"""Modules that only some commands need, by what installs them."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         with log_to_stderr():
             return int(options.do(options))
+    except ModuleNotFoundError as error:
+        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        print(f"error: {error}" + (f' (pip install "img2pose-edge[{extra}]")' if extra else ""), file=sys.stderr)
+        return 1
     except (ValueError, OSError, ImportError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

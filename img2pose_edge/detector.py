@@ -13,7 +13,7 @@ import numpy as np
 
 from img2pose_edge import geometry
 from img2pose_edge.decode import candidates, proposal_candidates
-from img2pose_edge.engines import Engine, choose_engine, load_engine
+from img2pose_edge.engines import Engine, choose_engine, installed, load_engine
 from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
 from img2pose_edge.manifest import Model, find_model
@@ -64,7 +64,14 @@ class PoseDetector:
             ImportError: if the engine is not installed (at the first picture).
         """
         self.model: Model = find_model(model, engine)
-        choose_engine(engine, self.model)  # a wrong name is told now, not at the first picture
+        chosen, provider = choose_engine(engine, self.model)  # a wrong name is told now, not at the first picture
+        if provider and installed(chosen):
+            from img2pose_edge.engines.ort import PROVIDERS, choose_provider
+
+            if provider not in PROVIDERS:
+                choose_provider(provider)  # says which there are
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         self.engine = engine
         self.engine_options = engine_options
         self.threads = threads
@@ -72,6 +79,14 @@ class PoseDetector:
         self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
         self.nms_iou = self._fraction("nms_iou", nms_iou, self.model.nms_iou)
         self.intrinsics = None if intrinsics is None else geometry.check_intrinsics(intrinsics)
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, in another process or not, loads the network itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_network")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     @cached_property
@@ -93,7 +108,7 @@ class PoseDetector:
     def _fraction(name: str, value: float | None, default: float) -> float:
         if value is None:
             return default
-        if not 0 <= value <= 1:
+        if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
         return float(value)
 

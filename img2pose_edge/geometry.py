@@ -234,7 +234,10 @@ def default_intrinsics(width: float, height: float) -> np.ndarray:
 
 def check_intrinsics(intrinsics: Any) -> np.ndarray:
     """(3, 3) float64 camera matrix, or ``ValueError`` if it is none."""
-    camera = np.asarray(intrinsics, float)
+    try:
+        camera = np.array(intrinsics, float)  # a copy: faces keep it
+    except (ValueError, TypeError):
+        camera = np.empty(0)
     known = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera[[0, 1], [0, 1]] > 0).all()
     if not known or camera[1, 0] != 0 or not np.allclose(camera[2], [0, 0, 1]):
         raise ValueError(
@@ -269,7 +272,8 @@ def transform_intrinsics(intrinsics: Array, scale: Array, offset: Array) -> Arra
         offset: (..., 2) new pixels.
     """
     xp = namespace(intrinsics)
-    s = xp.asarray(scale, dtype=intrinsics.dtype)[..., None]
+    intrinsics = intrinsics * 1.0  # whole numbers could not be scaled
+    s = (xp.ones_like(intrinsics[..., 0, 0]) * scale)[..., None]
     focal = intrinsics[..., :2, :2] * s[..., None]
     point = intrinsics[..., :2, 2] * s + offset
     top = xp.concatenate([focal, point[..., None]], axis=-1)
@@ -373,7 +377,7 @@ def convert_pose(
     """
     rotation, translation = decompose_pose(pose)
     center, size, local = camera_to_local(rotation, translation, from_intrinsics)
-    factor = namespace(pose).asarray(scale, dtype=pose.dtype)
+    factor = namespace(pose).ones_like(pose[..., 0]) * scale
     center = center * factor[..., None] + offset
     return compose_pose(*local_to_camera(center, size * factor, local, to_intrinsics))
 

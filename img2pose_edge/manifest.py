@@ -43,7 +43,7 @@ class Model:
 
     @property
     def shortest(self) -> int:
-        """Pixels that the shorter side is enlarged to; 0 leaves small images as they are."""
+        """Pixels that the shorter side is brought to; 0 leaves small images as they are."""
         return int(self.manifest["input"].get("shortest", 0))
 
     @property
@@ -145,6 +145,9 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     missing = [key for key in REQUIRED if key not in manifest] if isinstance(manifest, dict) else list(REQUIRED)
     if missing:
         raise ValueError(f"manifest {manifest_path} lacks {', '.join(missing)}")
+    wrong = wrong_fields(manifest)
+    if wrong:
+        raise ValueError(f"manifest {manifest_path} is damaged: {', '.join(wrong)}")
     path = manifest_path.with_name(manifest["file"]) if is_name else Path(name)
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} named by {manifest_path} is missing")
@@ -156,6 +159,28 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
             f"model {path} is not the one its manifest describes: its sha256 is {found}, expected {manifest['sha256']}"
         )
     return Model(path, manifest)
+
+
+def wrong_fields(manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with the fields that the runtime reads."""
+
+    def number(section: str, field: str, low: float, high: float, default: Any = None) -> str:
+        values = manifest[section] if isinstance(manifest[section], dict) else {}
+        value = values.get(field, default)
+        good = isinstance(value, (int, float)) and low <= value <= high
+        return "" if good else f"{section}.{field} must be a number from {low:g} to {high:g}, got {value!r}"
+
+    kinds = list(manifest["outputs"]) if isinstance(manifest["outputs"], dict) else []
+    order = "" if kinds in (["scores", "poses"], ["scores", "poses", "boxes"]) else "outputs must be scores, then poses"
+    found = (
+        number("input", "size", 1, 1e5),
+        number("input", "multiple", 1, 1e5),
+        number("thresholds", "score", 0, 1),
+        number("thresholds", "nms_iou", 0, 1),
+        number("thresholds", "merge_iou", 0, 1, 0.0),
+        order,
+    )
+    return [text for text in found if text]
 
 
 def check_outputs(named: list[str], found: list[str]) -> None:

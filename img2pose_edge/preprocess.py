@@ -42,6 +42,9 @@ def load_image(source: Any) -> np.ndarray:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
+        from PIL import ImageOps
+
+        source = ImageOps.exif_transpose(source)
         if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
             return _from_array(np.asarray(source))
         return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
@@ -89,7 +92,7 @@ def letterbox_factor(
     height: int, width: int, longest: int, shortest: int = 0, fixed: tuple[int, int] | None = None
 ) -> float:
     """Pixels per pixel of an image of this size that :func:`letterbox` resizes it by, but for rounding."""
-    factor = min(max(1.0, shortest / min(height, width)), longest / max(height, width))
+    factor = min(shortest / min(height, width) if shortest else 1.0, longest / max(height, width))
     return min(factor, fixed[0] / height, fixed[1] / width) if fixed else factor
 
 
@@ -102,7 +105,7 @@ def letterbox(
         image: (H, W, 3) uint8.
         longest: pixels.
         multiple: padded height and width are multiples of this.
-        shortest: pixels that the shorter side is enlarged to, as far as ``longest`` allows; 0 keeps the size
+        shortest: pixels that the shorter side is brought to, as far as ``longest`` allows; 0 keeps the size
             of small images.
         fixed: height and width to fit into and to pad to, whatever ``multiple``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -324,7 +325,9 @@ def test_losses_are_finite_without_faces_and_with_one(tiny_data: Path, tmp_path:
     assert network.pose_std.min() > 0
     objective = FullObjective(network)
     one = collate(samples(tiny_data, tmp_path, 1, 96))
-    for batch in (one, one.select(torch.zeros(1, dtype=torch.bool))):
+    everything = torch.tensor([[-50.0, -50, 150, 150]])
+    ignored = dataclasses.replace(one, boxes=everything, ignore=torch.ones(1, dtype=torch.bool))
+    for batch in (one, one.select(torch.zeros(1, dtype=torch.bool)), ignored):
         loss, parts = objective(batch)
         loss.backward()
         assert loss.isfinite()
@@ -397,6 +400,8 @@ def test_a_run_without_progress_stops(tiny_data: Path, tmp_path: Path, monkeypat
     options = TrainOptions("edge-n", 20, 2, 96, warmup_steps=1, schedule="plateau", patience=5)
     last = load_checkpoint(train(tiny_data, tmp_path, options, workers=0, validate_every=1))
     assert last["step"] == 6  # the first is the best, five more are not
+    again = load_checkpoint(train(tiny_data, tmp_path, options, workers=0, validate_every=1))
+    assert again["step"] == 6, "asked again it stays stopped"
     for part in ("muon", "adamw"):
         assert last["optimizer"][part]["param_groups"][0]["lr"] == pytest.approx(2e-4)
     with pytest.raises(ValueError, match="schedule must be one of cosine, plateau, got 'step'"):

@@ -96,6 +96,22 @@ def pose_of(r: np.ndarray, center: np.ndarray, size: float) -> np.ndarray:
     return g.compose_pose(*g.local_to_camera(center, np.array(size), g.rotvec_to_matrix(r), K))
 
 
+def test_poses_are_converted_on_any_device() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # stands for a GPU
+
+    with FakeTensorMode():
+        poses, cameras = torch.zeros(5, 6, device="cuda"), torch.zeros(5, 3, 3, device="cuda")
+        offset = torch.zeros(5, 2, device="cuda")
+        assert g.convert_pose(poses, cameras, cameras[0], 0.5, offset).device.type == "cuda"
+        assert g.transform_intrinsics(cameras, 0.5, offset).device.type == "cuda"
+
+
+def test_cameras_in_whole_numbers_are_scaled() -> None:
+    camera = np.array([[701, 0, 321], [0, 701, 239], [0, 0, 1]])
+    half = g.transform_intrinsics(camera, 0.5, np.zeros(2))
+    np.testing.assert_array_equal(half, [[350.5, 0, 160.5], [0, 350.5, 119.5], [0, 0, 1]])
+
+
 @given(rotvecs, pixels, sizes, st.floats(0.2, 5), pixels)
 def test_convert_pose_to_a_box_and_back(
     r: np.ndarray, center: np.ndarray, size: float, scale: float, offset: np.ndarray

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from img2pose_edge.detector import make_faces
 from img2pose_edge.engines import READERS, load_engine, ort
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
-from img2pose_edge.preprocess import letterbox
+from img2pose_edge.preprocess import letterbox, load_image
 
 
 def assert_astronaut(faces: list[Face], scale: float = 1.0) -> None:
@@ -437,12 +439,16 @@ def test_other_things_that_are_no_images(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"score_threshold": 1.5}, "score_threshold"),
+        ({"score_threshold": "0.5"}, "score_threshold"),
         ({"score_threshold": float("nan")}, "score_threshold"),
         ({"nms_iou": -0.1}, "nms_iou"),
         ({"input_size": 0}, "input_size"),
         ({"input_size": 3.5}, "input_size"),
         ({"threads": 0}, "threads"),
         ({"engine": "abacus"}, "abacus.*onnxruntime"),
+        ({"engine": "onnxruntime:abacus"}, "onnxruntime:abacus is not available: unknown provider"),
+        ({"intrinsics": "abc"}, "intrinsics"),
+        ({"intrinsics": [[1, 2], [3]]}, "intrinsics"),
         ({"intrinsics": np.eye(2)}, "intrinsics"),
         ({"intrinsics": geometry.default_intrinsics(640, 480).T}, "intrinsics"),
         ({"intrinsics": 2 * geometry.default_intrinsics(640, 480)}, "intrinsics"),
@@ -453,6 +459,39 @@ def test_other_things_that_are_no_images(tmp_path: Path) -> None:
 def test_bad_options_are_named(options: dict, message: str, astronaut: np.ndarray) -> None:
     with pytest.raises(ValueError, match=message):
         detect_poses(astronaut, **options)
+
+
+def test_options_are_judged_before_the_first_picture() -> None:
+    for options in ({"threads": 0}, {"engine": "onnxruntime:abacus"}):
+        with pytest.raises(ValueError, match=r"threads must be at least 1|onnxruntime:abacus"):
+            PoseDetector(**options)  # type: ignore[arg-type]
+
+
+def test_a_detector_keeps_its_camera_and_can_be_sent_to_other_processes(astronaut: np.ndarray) -> None:
+    camera = geometry.default_intrinsics(512, 512)
+    detector = PoseDetector(intrinsics=camera, threads=1, score_threshold=0.4)
+    before = detector(astronaut)[0]
+    camera *= 2
+    np.testing.assert_array_equal(detector(astronaut)[0].pose, before.pose)
+    for other in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(other(astronaut)[0].pose, before.pose)
+        assert other.score_threshold == 0.4
+
+
+def test_pil_images_are_turned_as_their_exif_says(astronaut: np.ndarray) -> None:
+    picture = PIL.Image.fromarray(astronaut[..., ::-1]).rotate(90, expand=True)
+    picture.getexif()[274] = 6  # taken on the side: to be turned clockwise
+    np.testing.assert_array_equal(load_image(picture), astronaut)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((1200, 900), (1067, 800)), ((1400, 1300), (862, 800)), ((4000, 3000), (1067, 800)), ((300, 900), (467, 1400))],
+)
+def test_official_checkpoints_see_the_size_of_the_original(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """The shorter side becomes 800 pixels, or the longer one 1,400 where that is less."""
+    pixels, _ = letterbox(np.zeros((size[1], size[0], 3), np.uint8), 1400, 1, shortest=800)
+    assert pixels.shape[1::-1] == wanted
 
 
 def test_an_engine_that_is_not_installed_says_what_to_install(
@@ -486,6 +525,17 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
     manifest.write_text(json.dumps(other))
     with pytest.raises(ValueError, match=r"names outputs score_4, which the model lacks: score_8"):
         PoseDetector(path)(astronaut)
+    for change, message in (
+        ({"thresholds": {"score": 7, "nms_iou": 0.5}}, "thresholds.score must be a number from 0 to 1, got 7"),
+        ({"thresholds": {"score": float("nan"), "nms_iou": 0.5}}, "thresholds.score must be"),
+        ({"thresholds": {"nms_iou": 0.5}}, "thresholds.score must be"),
+        ({"thresholds": []}, "thresholds.score must be"),
+        ({"input": {"size": 640, "multiple": 0}}, "input.multiple must be a number from 1"),
+        ({"outputs": {"poses": [], "scores": []}}, "outputs must be scores, then poses"),
+    ):
+        manifest.write_text(json.dumps(json.loads(whole) | change))
+        with pytest.raises(ValueError, match=message):
+            PoseDetector(path)
     manifest.write_text('{"name": "x"}')
     with pytest.raises(ValueError, match="lacks file"):
         PoseDetector(path)

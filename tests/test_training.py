@@ -6,11 +6,13 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,7 +38,7 @@ from img2pose_edge.training.augment import (
     uncovered_faces,
 )
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
-from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records
+from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records, reserve
 from img2pose_edge.training.grow import grow
 from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
@@ -351,6 +353,16 @@ def test_labels_that_are_wrong_are_named(tmp_path: Path) -> None:
     labels.write_text(json.dumps(good) + "\n")
     with pytest.raises(ValueError, match=r"a\.png is unreadable"):
         PixelCache(tmp_path, read_records(labels), tmp_path)
+    picture = tmp_path / good["image"].replace(".png", ".jpg")  # type: ignore[attr-defined]
+    picture.parent.mkdir(parents=True)
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    picture.write_bytes(picture.read_bytes()[:2000])
+    labels.write_text(json.dumps(good | {"image": "images/wider/a.jpg"}) + "\n")
+    with pytest.raises(ValueError, match=r"a\.jpg is unreadable: .*truncated"):
+        PixelCache(tmp_path, read_records(labels), tmp_path)
+    with pytest.raises(OSError, match=r"no room for \d+\.\d GB of decoded pixels"):
+        reserve(tmp_path / "pixels.1", 2**60)
+    assert not (tmp_path / "pixels.1").exists()
     assert not list(tmp_path.glob("*.u8")), "no half-built cache is left as a whole one"
 
 
@@ -461,7 +473,62 @@ def test_a_batch_without_faces_has_a_finite_loss() -> None:
     assert loss.isfinite()
 
 
+def test_an_ellipsoid_beside_the_camera_has_no_gradient(tiny_data: Path, tmp_path: Path) -> None:
+    batch = collate([make_composer(tiny_data, tmp_path, 160)[i] for i in range(4)])
+    for size in (0.0, 3.9):  # the latter is a face so large and near that its ellipsoid reaches around the camera
+        scores = [torch.zeros(4, 1, 160 // s, 160 // s, requires_grad=True) for s in STRIDES]
+        start = torch.tensor([0, 0, size, 1, 0, 0, 0, 1, 0])[None, :, None, None]
+        poses = [start.expand(4, 9, 160 // s, 160 // s).clone().requires_grad_() for s in STRIDES]
+        loss, _ = edge_loss(scores, poses, batch, STRIDES)
+        loss.backward()
+        assert loss.isfinite()
+        for leaf in (*scores, *poses):
+            assert leaf.grad is not None
+            assert leaf.grad.isfinite().all()
+
+
 # --- networks, loop, export ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be from 1"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be from"),
+        ({"ema_decay": 1.5}, "ema_decay must be from 0 to 1, got 1.5"),
+        ({"warmup_steps": -5}, "warmup_steps must be from 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be from"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**options)
+
+
+def test_what_cannot_be_trained_is_named(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match="validate_every must be at least 1, got 0"):
+        train(tiny_data, tmp_path / "run", small_options(), workers=0, validate_every=0)
+    with pytest.raises(ValueError, match="device 'nonsense' cannot be used"):
+        train(tiny_data, tmp_path / "run", small_options(), workers=0, device="nonsense")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes"):
+        train(tiny_data, tmp_path / "run", dataclasses.replace(small_options(), batch_size=4), workers=0)
+    monkeypatch.delenv("WORLD_SIZE")
+    last = train(tiny_data, tmp_path / "run", small_options(), workers=0)
+    assert load_checkpoint(last.with_name("best.pt"))["options"]["steps"] == small_options().steps
+    other = tmp_path / "other"
+    shutil.copytree(tiny_data, other)
+    lines = (other / "labels.jsonl").read_text().splitlines()
+    (other / "labels.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    train(other, tmp_path / "run", small_options(), workers=0)
+    assert "began with other pictures or labels" in caplog.text
+    assert "has 6 steps already" in caplog.text
+    shutil.copy(last.with_name("best.pt"), last)
+    with pytest.raises(ValueError, match=r"last\.pt is no state of a run to go on with: it lacks raw_weights"):
+        train(tiny_data, tmp_path / "run", small_options(), workers=0)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

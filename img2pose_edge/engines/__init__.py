@@ -67,8 +67,6 @@ def load_engine(name: str, model: Model, threads: int | None, options: Mapping[s
         ImportError: if the engine is not installed, saying what to install.
     """
     chosen, provider = choose_engine(name, model)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
     try:
         module = import_module(ENGINES[chosen])
     except ImportError as error:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from img2pose_edge import geometry
 from img2pose_edge.pose_references import project_face_box
+from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import check_face
 from img2pose_edge.training.store import LmdbReader
@@ -213,6 +213,23 @@ def pose_from_boxes(
     return center, size
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file of ``size`` bytes for which there is room: a full disk kills whoever writes to a mapped file.
+
+    Raises:
+        OSError: if there is none; no file is left.
+    """
+    try:
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(f"no room for {size / 1e9:.1f} GB of decoded pixels in {path.parent}: {error}") from error
+
+
 class PixelCache:
     """Decoded BGR images in one memory-mapped file: reading a crop costs no decoding.
 
@@ -230,13 +247,17 @@ class PixelCache:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".{os.getpid()}")
-            pixels = np.memmap(partial, np.uint8, "w+", shape=(starts[-1],))
+            reserve(partial, starts[-1])
+            pixels = np.memmap(partial, np.uint8, "r+", shape=(starts[-1],))
 
             def decode(number: int) -> None:
                 record, start = records[number], starts[number]
-                image = cv2.imread(str(files[number]), cv2.IMREAD_COLOR)
-                if image is None or image.shape != shapes[number]:
-                    found = "unreadable" if image is None else f"{image.shape[1]}x{image.shape[0]}"
+                try:
+                    image = load_image(files[number])
+                except (OSError, ValueError) as error:
+                    raise ValueError(f"{files[number]} is unreadable: {error}") from error
+                if image.shape != shapes[number]:
+                    found = f"{image.shape[1]}x{image.shape[0]}"
                     raise ValueError(f"{files[number]} is {found}; its label says {record.width}x{record.height}")
                 pixels[start : start + sizes[number]] = image.ravel()
 

@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,11 +77,28 @@ class TrainOptions:
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)!r}")
         if self.crop_size % 32 or self.crop_size < 96:  # a mosaic's quarter must hold a portrait
             raise ValueError(f"crop_size must be a multiple of 32 and at least 96, got {self.crop_size}")
 
 
 CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "plateau"), "augmentation": tuple(STRENGTHS)}
+
+
+RANGES = {
+    "steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "learning_rate": (1e-12, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "ema_decay": (0, 1),
+    "clip_norm": (1e-12, math.inf),
+    "seed": (0, 2**63 - 1),
+    "patience": (0, math.inf),
+    "proposals": (1, math.inf),
+}
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -236,10 +254,19 @@ def train(
 
     Raises:
         FileNotFoundError: if there are no labels.
-        ValueError: if they are damaged, or the run in ``run`` is of other options.
+        ValueError: if they are damaged, the run in ``run`` is of other options, or there is no such device.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.batch_size % world:
+        raise ValueError(f"batch_size must be a multiple of the {world} processes, got {options.batch_size}")
+    for name, value in (("validate_every", validate_every), ("save_every", save_every), ("log_every", log_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:  # torch was built without CUDA
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if world > 1:
         torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
         if where.type == "cuda":
@@ -267,10 +294,18 @@ def train(
     network = network.to(where).to(memory_format=torch.channels_last)
     average = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = build_optimizer(options.optimizer, network, options.learning_rate, options.weight_decay)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.1, patience=3, threshold=1e-3)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", 0.1, patience=3, threshold=1e-3, threshold_mode="abs"
+    )
     start, best, stale = 0, -math.inf, 0
+    labels = zlib.crc32(b"".join(r.image.encode() + r.faces.boxes.tobytes() + r.faces.local.tobytes() for r in records))
     if last.exists():
         state = load_checkpoint(last)
+        lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]
+        if lacking:
+            raise ValueError(f"{last} is no state of a run to go on with: it lacks {', '.join(lacking)}")
+        if state.get("labels", labels) != labels:
+            logger.warning("%s began with other pictures or labels than those of %s", last, data)
         before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
         other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
         if other:
@@ -287,6 +322,10 @@ def train(
         plateau.load_state_dict(state["plateau"])
         if rank == 0:
             logger.info("going on from step %d of %s", start, last)
+            if start >= options.steps:
+                logger.warning("%s has %d steps already: nothing is left of %d", last, start, options.steps)
+            elif 0 < options.patience <= stale:
+                logger.warning("%s was stopped at step %d, as validations made no progress", last, start)
     trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
     faces = sum(len(records[i].faces) for i in training)
@@ -294,6 +333,7 @@ def train(
 
     def weights(step: int) -> dict[str, Any]:
         kept: dict[str, Any] = {"network": options.network, "weights": average, "step": step, "data": provenance}
+        kept["options"] = asdict(options)
         if shape:
             kept["config"] = asdict(shape)
         return {**kept, "int8": True, "float_layers": list(options.float_layers)} if options.int8 else kept
@@ -303,14 +343,15 @@ def train(
             **weights(step),
             "raw_weights": network.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "options": asdict(options),
+            "labels": labels,
             "best": best,
             "stale": stale,
             "plateau": plateau.state_dict(),
         }
 
+    end = start if 0 < options.patience <= stale else options.steps
     # Sample i of the run is the same whoever draws it: a rank takes every world-th of them.
-    order = range(start * options.batch_size + rank, options.steps * options.batch_size, world)
+    order = range(start * options.batch_size + rank, end * options.batch_size, world)
     loader: DataLoader[Batch] = DataLoader(
         composer,  # type: ignore[arg-type]
         batch_size=options.batch_size // world,
@@ -326,7 +367,7 @@ def train(
     )
     log = CsvLog(run / "metrics.csv", objective.parts, start) if rank == 0 else None
     recent: dict[str, list[float]] = {}
-    steps = range(start, options.steps)
+    steps = range(start, end)
     batches = iter(loader)
     for step in track(steps, options.network, start) if rank == 0 else steps:
         batch = next(batches).to(where)
@@ -341,6 +382,8 @@ def train(
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
         if norm.isfinite():
             optimizer.step()
+        else:
+            logger.warning("step %d is left out: its gradient is not finite", step)
         update_average(average, network, step, options.ema_decay)
 
         done = step + 1

@@ -39,10 +39,13 @@ def edge_loss(
 
     center, size, local = cells_to_local(raw[picture, cell], cells.position[cell], cells.stride[cell])
     camera, boxes, trust = faces.intrinsics[face], faces.boxes[face], faces.trust[face]
-    predicted = predict_boxes(center, size, local.detach(), camera)
-    # A weak pose at the picture's edge may put the ellipsoid beside the camera; it has no box then.
-    valid = predicted.isfinite().all(1)
-    safe = torch.where(valid[:, None], predicted, boxes)
+    # A weak pose at the picture's edge may put the ellipsoid beside the camera; it has no box then, and no gradient.
+    with torch.no_grad():
+        valid = predict_boxes(center, size, local, camera).isfinite().all(1)
+    pixels = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    center = torch.where(valid[:, None], center, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    size = torch.where(valid, size, pixels / 1.5)
+    safe = predict_boxes(center, size, local.detach(), camera)
     quality = torch.where(valid, box_iou(safe, boxes), 0).detach().clamp(0, 1)
 
     targets = torch.zeros_like(logits)
@@ -54,7 +57,6 @@ def edge_loss(
     box = (eiou_loss(safe, boxes) * valid).sum() / positives
 
     # A face of few pixels shows little of its rotation.
-    pixels = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     weight = trust * ((pixels - 6) / 26).clamp(0, 1)
     error = geometry.geodesic_distance(local, faces.local[face])
     rotation = (weight * error).sum() / (weight.sum() + 1)

@@ -126,6 +126,9 @@ class PoseHeads(nn.Module):
             trust.append(target.trust[face[label]])
         faces, pose, weight = torch.cat(is_face), torch.cat(wanted), torch.cat(trust)
         pooled = self.pool(features, boxes, sizes)
+        if len(faces) == 0:  # every proposal lies on what is ignored
+            nothing = 0 * pooled.sum()
+            return {"score": nothing, "pose": nothing, "points": nothing}
         score = functional.cross_entropy(self._score(pooled), faces.long())
 
         # Batch norm needs two rows: pictures with fewer faces lend others, which then count nothing.
