@@ -102,32 +102,34 @@ def detect(options: argparse.Namespace) -> int:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
     detector = detector_from(options)
     results, bad, taken = [], [], sources
-    for path in track(paths, "detecting") if not alone else paths:
-        try:
-            image = load_image(path)
-            faces = detector.detect(image)
-        except (ValueError, OSError) as error:
-            bad.append(f"{error}")
-            continue
-        results.append({"image": str(path), "faces": [f.to_dict() for f in faces]})
-        if not options.json:
-            print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
-            if faces:
-                print(table(faces))
-        if options.draw:
-            target = drawn_path(path, options.draw, alone)
-            while target.resolve() in taken:  # two folders may hold files of one name; no image is replaced
-                target = target.with_name(f"{target.stem}_{target.suffix}")
-            taken.add(target.resolve())
-            write_picture(target, draw_faces(image, faces))
-    if options.json:
-        text = json.dumps(results, indent=1) + "\n"
-        if str(options.json) == "-":
-            print(text, end="")
-        else:
-            write_file(options.json, text.encode())
-    for line in bad:
-        print(f"error: {line}", file=sys.stderr)
+    try:
+        for path in track(paths, "detecting") if not alone else paths:
+            try:
+                image = load_image(path)
+                faces = detector.detect(image)
+            except (ValueError, OSError) as error:
+                bad.append(f"{error}")
+                continue
+            results.append({"image": str(path), "faces": [f.to_dict() for f in faces]})
+            if not options.json:
+                print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
+                if faces:
+                    print(table(faces))
+            if options.draw:
+                target = drawn_path(path, options.draw, alone)
+                while target.resolve() in taken:  # two folders may hold files of one name; no image is replaced
+                    target = target.with_name(f"{target.stem}_{target.suffix}")
+                taken.add(target.resolve())
+                write_picture(target, draw_faces(image, faces))
+    finally:  # what was found stays, though the rest is interrupted or cannot be drawn
+        if options.json:
+            text = json.dumps(results, indent=1) + "\n"
+            if str(options.json) == "-":
+                print(text, end="")
+            else:
+                write_file(options.json, text.encode())
+        for line in bad:
+            print(f"error: {line}", file=sys.stderr)
     return 1 if bad else 0
 
 

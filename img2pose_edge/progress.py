@@ -49,12 +49,15 @@ def track(items: Iterable[T], label: str, start: int = 0, total: int | None = No
 
 def _show(label: str, start: int, number: int, end: int | None, seconds: float, live: bool) -> None:
     rate, done = number / max(seconds, 1e-9), start + number
-    label = label if len(label) <= 30 else f"…{label[-29:]}"
+    columns = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be drawn over
+    wide = 24 if columns > 100 else 10
+    room = max(columns - wide - 46, 8)
+    if live and len(label) > room:
+        label = f"…{label[1 - room :]}"
     text = f"{label} {done}  {rate:.1f}/s  {format_seconds(seconds)} gone"
     if end:
-        bar = "#" * int(24 * min(done / end, 1))
+        bar = "#" * int(wide * min(done / end, 1))
         left = format_seconds(max(end - done, 0) / rate)
-        text = f"{label} [{bar:<24}] {done}/{end}  {rate:.1f}/s  {format_seconds(seconds)} gone, {left} to go"
-    columns = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be drawn over
+        text = f"{label} [{bar:<{wide}}] {done}/{end}  {rate:.1f}/s  {format_seconds(seconds)} gone, {left} to go"
     sys.stderr.write(f"\r{text[:columns]:<{columns}}" if live else f"{text}\n")
     sys.stderr.flush()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
 
 
@@ -61,6 +63,24 @@ def test_drawings_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[s
 def test_globs_and_json_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["detect", str(folder / "**/*.png"), str(folder / "sky.png"), "--json", "-"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_detections_before_an_interruption_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray
+) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), astronaut)
+    real, left = PoseDetector.detect, iter(range(2))
+
+    def detect(self: PoseDetector, image: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(self, image, **options)
+
+    monkeypatch.setattr(PoseDetector, "detect", detect)
+    assert main(["detect", str(tmp_path), "--json", str(tmp_path / "faces.json"), "--threads", "1"]) == 130
+    found = json.loads((tmp_path / "faces.json").read_text())
+    assert [len(image["faces"]) for image in found] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,16 @@ def told(run: Callable[[], object]) -> list[str]:
     return [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
 
 
-def test_the_bar_counts_what_is_done() -> None:
+@pytest.mark.parametrize(("columns", "wide"), [(120, 24), (80, 10)])
+def test_the_bar_counts_what_is_done(columns: int, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     bar, rest = told(lambda: list(track(range(3), "counting")))
-    assert bar.startswith(f"counting [{24 * '#'}] 3/3 ")
+    assert bar.startswith(f"counting [{wide * '#'}] 3/3 ")
     assert rest == ""
+    (long, _) = told(lambda: list(track(range(3), 30 * "long/" + "name.mp4")))
+    assert "/name.mp4 [" in long
+    assert long.rstrip().endswith(" to go")
+    assert len(bar) == len(long) == columns - 1, "a line that wraps is not drawn over"
     assert told(lambda: list(track([], "counting"))) == [""]
 
 
@@ -74,7 +80,8 @@ def test_errors_of_a_command_have_their_own_line(astronaut: np.ndarray, tmp_path
         cv2.imwrite(str(folder / f"{number}.png"), image)
     arguments = ["video", str(folder), "--csv", str(tmp_path / "a.csv"), "--threads", "1"]
     bar, broken, error, rest = told(lambda: main(arguments))
-    assert bar.startswith(f"{folder} [")
+    assert bar.startswith("…")
+    assert "/frames [" in bar
     assert "2/3" in bar
     assert broken == f"{tmp_path / 'a.csv'}: broken off after 2 frames"
     assert error.startswith("error: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import gc
+import io
 import logging
 import math
 import os
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from img2pose_edge.files import write_file
 from img2pose_edge.progress import track
 from img2pose_edge.training.augment import STRENGTHS, Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
@@ -211,12 +213,14 @@ class CsvLog:
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, ["step", "learning_rate", "loss", *parts, "ap", "recall", "mae"])
-        self._writer.writeheader()
-        self._writer.writerows(rows)
-        self._file.flush()
+        columns = ["step", "learning_rate", "loss", *parts, "ap", "recall", "mae"]
+        text = io.StringIO(newline="")
+        before = csv.DictWriter(text, columns)
+        before.writeheader()
+        before.writerows(rows)
+        write_file(path, text.getvalue().encode())
+        self._file = path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, **values: float) -> None:
         self._writer.writerow({k: f"{v:.6g}" for k, v in values.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from img2pose_edge.files import write_file
 from img2pose_edge.preprocess import decode_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import check_face, complete_face
@@ -126,5 +128,7 @@ def write_statistics(records: list[Record], out: Path) -> list[Path]:
         return []
     paths = [out.with_name(f"{out.stem}_pose_{name}.npy") for name in ("mean", "stddev")]
     for path, values in zip(paths, pose_statistics(records, ExactConvention()), strict=True):
-        np.save(path, values.numpy())
+        data = io.BytesIO()
+        np.save(data, values.numpy())
+        write_file(path, data.getvalue())
     return paths
