@@ -173,7 +173,8 @@ def switches(ids: np.ndarray) -> int:
 def follow_clip(detector: PoseDetector, frames: Sequence[Frame]) -> list[list[TrackedFace]]:
     """Tracked faces of each frame."""
     tracker = PoseTracker()
-    return [tracker.update(detector.detect(frame.image), frame.time) for frame in frames]
+    least = tracker.least_score
+    return [tracker.update(detector.detect(frame.image, score_threshold=least), frame.time) for frame in frames]
 
 
 def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> dict[str, float | None]:
@@ -230,7 +231,7 @@ def straighten(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.nd
     return solved[0], values - line @ solved
 
 
-def clip_switches(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray, patience: float = 0.4) -> int:
+def clip_switches(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray, patience: float = 0.5) -> int:
     """Identity switches, as far as they show without labels.
 
     A new id where another one that is gone was seen within the tracker's patience (seconds), or an id that leaves its
