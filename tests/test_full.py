@@ -343,6 +343,7 @@ def learnt(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[F
     assert isinstance(network, FullNet)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("img2pose_edge.training.augment.FACELESS", 0.0)  # a face in each
+        patch.setattr("img2pose_edge.training.augment.LYING", 0.0)
         batch = collate(samples(tiny_data, tmp_path_factory.mktemp("pixels"), 8, 128))
     objective = FullObjective(network, proposals=32)
     objective.prepare(read_records(tiny_data / "labels.jsonl"))

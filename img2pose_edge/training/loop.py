@@ -92,7 +92,7 @@ CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "platea
 RANGES = {
     "steps": (1, math.inf),
     "batch_size": (1, math.inf),
-    "learning_rate": (1e-12, math.inf),
+    "learning_rate": (0, math.inf),
     "weight_decay": (0, math.inf),
     "warmup_steps": (0, math.inf),
     "ema_decay": (0, 1),
