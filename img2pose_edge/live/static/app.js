@@ -17,6 +17,7 @@ let asked = 0;
 let pending = false; // a frame has been asked for
 let changing = 0; // settings on their way: frames still tell the old ones
 let pulled = null; // the control that the reader holds
+const waiting = new Map(); // controls that were changed and not sent yet, and their timers
 let told = 0; // until when a notice stays though frames come
 
 function notice(text, seconds = 0) {
@@ -212,11 +213,11 @@ function setControls(settings) {
     if (![...options].some(({ value }) => Number(value) === settings[id])) options.add(new Option(settings[id]));
   }
   for (const control of controls) {
-    if (control === pulled) continue;
+    if (control === pulled || waiting.has(control)) continue;
     if (control.type === "checkbox") control.checked = settings[control.id];
     else control.value = settings[control.id];
   }
-  if (!pulled) byId("threshold").textContent = settings.score_threshold.toFixed(2);
+  if (!pulled && !waiting.has(byId("score_threshold"))) byId("threshold").textContent = settings.score_threshold.toFixed(2);
 }
 
 async function change(control) {
@@ -235,15 +236,14 @@ async function change(control) {
 }
 
 for (const control of controls) {
-  let timer = null;
   control.onchange = () => {
     pulled = null;
-    if (timer === null) changing++;
-    clearTimeout(timer);
-    timer = setTimeout(() => {
-      timer = null;
+    if (!waiting.has(control)) changing++;
+    clearTimeout(waiting.get(control));
+    waiting.set(control, setTimeout(() => {
+      waiting.delete(control);
       change(control);
-    }, REST);
+    }, REST));
   };
 }
 byId("score_threshold").oninput = ({ target }) => {
