@@ -15,7 +15,7 @@ from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.face import Face
 from img2pose_edge.nms import pairwise_iou
-from img2pose_edge.tracking import SURE_SIMILARITY, PoseTracker, TrackedFace
+from img2pose_edge.tracking import PATIENCE, SURE_SIMILARITY, PoseTracker, TrackedFace
 from img2pose_edge.video import Frame
 
 NEAR = 0.5
@@ -231,7 +231,7 @@ def straighten(values: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.nd
     return solved[0], values - line @ solved
 
 
-def clip_switches(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray, patience: float = 0.5) -> int:
+def clip_switches(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray, patience: float = PATIENCE) -> int:
     """Identity switches, as far as they show without labels.
 
     A new id where another one that is gone was seen within the tracker's patience (seconds), or an id that leaves its

@@ -15,11 +15,9 @@ import numpy as np
 
 from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face
+from img2pose_edge.tracking import PATIENCE
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 0.5
-"""Seconds for which a head that is out of sight keeps its place: as long as a tracker knows it."""
 
 Send = Callable[[Sequence[Face], Sequence[int] | None], None]
 """Takes the faces of a frame, and their ids if they are tracked."""

@@ -24,6 +24,8 @@ from img2pose_edge.smoothing import (
 
 SURE_SIMILARITY, UNSURE_SIMILARITY = 0.2, 0.5
 """Least similarity of a face to a track that it continues (the overlaps that ByteTrack's code asks for)."""
+PATIENCE = 0.5
+"""Seconds that a face may stay unseen and be the same: ten lost frames at 24 a second."""
 GROWN = np.array([[1.5, 0, -0.5, 0], [0, 1.5, 0, -0.5], [-0.5, 0, 1.5, 0], [0, -0.5, 0, 1.5]])
 """Doubles a box about its middle."""
 
@@ -84,7 +86,7 @@ class PoseTracker:
     def __init__(
         self,
         sure_score: float = 0.5,
-        patience: float = 0.5,
+        patience: float = PATIENCE,
         min_cutoff: float = 0.1,
         speed_slope: float = 3.5,
         speed_cutoff: float = 0.7,
