@@ -24,6 +24,8 @@ from img2pose_edge.training.networks.edge import EdgeNet
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
 PRECISIONS = ("fp32", "fp16", "int8")
+TFLITE_SIZE = 480, 640
+PROPOSALS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,15 @@ class ExportOptions:
 
     ``format``: ``onnx``, ``openvino`` or ``tflite``. ``precision``: ``fp32``, ``fp16`` (weights; arithmetic where the
     engine has it) or ``int8``, of a quantized checkpoint. ``size``: height and width of a TFLite model's input,
-    multiples of 32. ``proposals``: of a full network in an image. ``score_threshold``, ``nms_iou``, ``merge_iou``: the
-    runtime's defaults for this model. ``data``, ``licence``: what the manifest says of training data and weights;
-    empty means what the checkpoint knows of them.
+    multiples of 32 (default 480 and 640). ``proposals``: of a full network in an image (default 1,000).
+    ``score_threshold``, ``nms_iou``, ``merge_iou``: the runtime's defaults for this model. ``data``, ``licence``: what
+    the manifest says of training data and weights; empty means what the checkpoint knows of them.
     """
 
     format: str = "onnx"
     precision: str = "fp32"
-    size: tuple[int, int] = (480, 640)
-    proposals: int = 1000
+    size: tuple[int, int] | None = None
+    proposals: int | None = None
     score_threshold: float = 0.5
     nms_iou: float = 0.5
     merge_iou: float = 0.0
@@ -53,7 +55,9 @@ class ExportOptions:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not 0 <= self.merge_iou <= 1:
             raise ValueError(f"merge_iou must be between 0 and 1, got {self.merge_iou}")
-        if self.proposals < 1:
+        if self.size and self.format != "tflite":
+            raise ValueError(f"size is of models in tflite; those in {self.format} take images of any size")
+        if self.proposals is not None and self.proposals < 1:
             raise ValueError(f"proposals must be at least 1, got {self.proposals}")
 
 
@@ -118,16 +122,19 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
         raise ValueError(f"only edge networks run in TFLite, {checkpoint} holds a {state['network']}")
     if options.merge_iou and not isinstance(network, EdgeNet):
         raise ValueError(f"only poses of edge networks are averaged, {checkpoint} holds a {state['network']}")
-    facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, options.proposals)
+    if options.proposals is not None and isinstance(network, EdgeNet):
+        raise ValueError(f"only full networks have proposals, {checkpoint} holds a {state['network']}")
+    facts = edge_facts() if isinstance(network, EdgeNet) else full_facts(network, options.proposals or PROPOSALS)
     if lite:
         from img2pose_edge.export import tflite
 
-        tflite.check_size(options.size)
+        size = options.size or TFLITE_SIZE
+        tflite.check_size(size)
         assert isinstance(network, EdgeNet)
-        tflite.write_tflite(graph if int8 else FoldedNet(network).eval(), out, options.size, int8)
+        tflite.write_tflite(graph if int8 else FoldedNet(network).eval(), out, size, int8)
         if half:
             tflite.halve(out)
-        facts["input"] |= {"size": max(options.size), "fixed": list(options.size), "mean": INPUT_ZERO}
+        facts["input"] |= {"size": max(size), "fixed": list(size), "mean": INPUT_ZERO}
         return state, network, facts
     middle = out
     if options.format == "openvino":

@@ -309,6 +309,8 @@ def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
 
     if options.count < 1:
         raise ValueError(f"count must be at least 1, got {options.count}")
+    if options.input_size < 64:
+        raise ValueError(f"input_size must be at least 64 pixels, got {options.input_size}")
     paths = find_images(options.images)
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
     return [letterbox(load_image(path), options.input_size, 64)[0] for path in track(chosen, "reading")]
@@ -626,11 +628,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, required=True, metavar="MODEL", help="ending in .onnx, .xml or .tflite")
     p.add_argument("--format", help="onnx, openvino or tflite (default: by --out)")
     p.add_argument("--precision", default="fp32", help="fp32, fp16, or int8 of a quantized checkpoint")
-    p.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of a .tflite model's input")
+    p.add_argument("--size", type=image_size, metavar="WxH", help="of a .tflite model's input (default: 640x480)")
     p.add_argument("--images", nargs="+", metavar="PATH", help="photographs to compare on (default: scikit-image's)")
     p.add_argument("--data-note", default="", metavar="TEXT", help="training data, for the manifest")
     p.add_argument("--licence", default="", metavar="TEXT", help="of the weights, for the manifest")
-    p.add_argument("--proposals", type=int, default=1000, help="of a full network in an image: fewer are faster")
+    p.add_argument("--proposals", type=int, help="of a full network in an image (default: 1000): fewer are faster")
     p.add_argument(
         "--merge-iou",
         type=float,

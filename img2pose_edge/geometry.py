@@ -37,8 +37,16 @@ FACE_UNIT_MM = 107.0
 
 
 def namespace(array: Array) -> Any:
-    """numpy or torch, whichever ``array`` belongs to (torch is never imported from here)."""
-    return np if isinstance(array, (np.ndarray, np.generic)) else sys.modules["torch"]
+    """numpy or torch, whichever ``array`` belongs to (torch is never imported from here).
+
+    Raises:
+        TypeError: if it is of neither.
+    """
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np
+    if not hasattr(array, "new_tensor"):
+        raise TypeError(f"a numpy array or torch tensor is wanted, got {type(array).__name__}: {array!r}")
+    return sys.modules["torch"]
 
 
 def like(values: np.ndarray, example: Array) -> Array:
@@ -508,7 +516,7 @@ def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) ->
         (6,) pose, float64.
 
     Raises:
-        ValueError: if the arrays do not fit together or no pose explains them.
+        ValueError: if the arrays do not fit together, hold NaN or infinity, or no pose explains them.
     """
     import cv2
 
@@ -517,6 +525,9 @@ def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) ->
         raise ValueError(
             f"solve_pnp needs N x 3 points and N x 2 pixels with N >= 4, got {points.shape} and {pixels.shape}"
         )
+    if not (np.isfinite(points).all() and np.isfinite(pixels).all()):
+        raise ValueError("solve_pnp needs finite points and pixels: leave out those that are not known")
+    intrinsics = check_intrinsics(intrinsics)
     found, rotvec, translation = cv2.solvePnP(points, pixels, intrinsics, np.empty(0), flags=cv2.SOLVEPNP_EPNP)
     if not found:
         raise ValueError("solve_pnp: no pose explains these pixels")

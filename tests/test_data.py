@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -83,6 +85,8 @@ def test_img2pose_lists(tmp_path: Path, astronaut: np.ndarray) -> None:
     (tmp_path / "annotations/a.json").write_text(
         json.dumps({**content, "pose_para": [np.radians([1, 2, 3]).tolist(), [0, 0, 0]]})
     )
+    with pytest.raises(ValueError, match="or other labels"):
+        prepare(tmp_path / "list.txt", tmp_path / "list.lmdb", images=tmp_path / "photos")
     (tmp_path / "list.lmdb").unlink()
     faces = prepare(tmp_path / "list.txt", tmp_path / "list.lmdb", images=tmp_path / "photos").records[0].faces
     np.testing.assert_allclose(geometry.matrix_to_angles(faces.local[0]), [1, 2, 3], atol=1e-3)
@@ -110,6 +114,10 @@ def test_300w_lp_folders(tmp_path: Path, astronaut: np.ndarray, key: str) -> Non
         np.array([0.3 * 512, 240.0]), np.array(60.0), geometry.angles_to_matrix(ANGLES), camera
     )
     np.testing.assert_allclose(record.faces.boxes[0], project_face_box(*truth, camera), atol=0.1)
+    pose[0, 0] += 0.1
+    savemat(tmp_path / "AFW/a.mat", {"Pose_Para": pose, "pt2d": points.T})
+    with pytest.raises(ValueError, match="or other labels"):
+        prepare(tmp_path, tmp_path / "lp.lmdb")
 
 
 def test_300w_folders(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -206,6 +214,21 @@ def test_preparing_goes_on_after_an_interruption(
         prepare(corrected, out)
 
 
+def test_names_that_are_no_text_can_be_split_and_kept(tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    labels = [json.loads(line) for line in (data / "labels.jsonl").read_text().splitlines()]
+    odd = os.fsdecode(b"images/wider/\xe9t\xe9.jpg")
+    (data / labels[0]["image"]).rename(data / odd)
+    labels[0]["image"] = odd
+    (data / "labels.jsonl").write_text("\n".join(json.dumps(label) for label in labels))
+    records, pixels = open_data(data, tmp_path / "cache")
+    training, held_out = split(records)
+    assert len(training) + len(held_out) == len(labels)
+    assert pixels[0].shape == (labels[0]["height"], labels[0]["width"], 3)
+    assert prepare(data, tmp_path / "odd.lmdb").records[0].image == odd
+
+
 def test_the_pixel_cache_notices_other_pictures(tiny_data: Path, tmp_path: Path) -> None:
     data, cache = tmp_path / "data", tmp_path / "cache"
     shutil.copytree(tiny_data, data)
@@ -218,6 +241,14 @@ def test_the_pixel_cache_notices_other_pictures(tiny_data: Path, tmp_path: Path)
     with pytest.raises(ValueError, match=picture.name):
         open_data(data, cache)
     assert len(list(cache.iterdir())) == 2, "what could not be finished leaves nothing"
+    old, new = (cache / f"pixels-1.{number}" for number in (17, 18))  # of one that was killed, and of one at work
+    for path, age in ((old, 7200), (new, 60)):
+        path.touch()
+        os.utime(path, (0, time.time() - age))
+    cv2.imwrite(str(picture), before // 2)  # another picture: its cache is built
+    open_data(data, cache)
+    assert new.exists()
+    assert not old.exists()
 
 
 def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray, capsys: Capture) -> None:

@@ -186,6 +186,15 @@ def test_solve_translation_and_pnp_recover_the_pose(r: np.ndarray, center: np.nd
 def test_solve_pnp_names_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="N >= 4"):
         g.solve_pnp(np.zeros((3, 3)), np.zeros((3, 2)), K)
+    with pytest.raises(ValueError, match="finite points and pixels"):
+        g.solve_pnp(POINTS, np.full((len(POINTS), 2), np.nan), K)
+    with pytest.raises(ValueError, match="3x3 camera matrix"):
+        g.solve_pnp(POINTS, np.zeros((len(POINTS), 2)), np.eye(4))
+
+
+def test_lists_are_named_as_what_they_are() -> None:
+    with pytest.raises(TypeError, match=r"a numpy array or torch tensor is wanted, got list: \[1, 2, 3\]"):
+        g.angles_to_matrix([1, 2, 3])
 
 
 @given(rotvecs, pixels, st.floats(2, 120))

@@ -214,7 +214,7 @@ def artefacts(quantized: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     for format, suffix in FORMATS.items():
         for precision in ("fp32", "fp16", "int8"):
             out = folder / f"{format}-{precision}{suffix}"
-            options = ExportOptions(format, precision, size=(512, 512))
+            options = ExportOptions(format, precision, size=(512, 512) if format == "tflite" else None)
             export_model(quantized if precision == "int8" else CHECKPOINT, out, options)
             made[format, precision] = out
     return made
@@ -349,6 +349,8 @@ def test_what_cannot_be_quantized_or_exported_is_named(
     assert "no image" in capsys.readouterr().err
     assert main([*arguments, "--images", str(tmp_path), "--count", "0"]) == 1
     assert "count must be at least 1" in capsys.readouterr().err
+    assert main([*arguments, "--images", str(tmp_path), "--input-size", "0"]) == 1
+    assert "input_size must be at least 64 pixels, got 0" in capsys.readouterr().err
     arguments = ["export", "--checkpoint", str(CHECKPOINT), "--out", str(tmp_path / "a.onnx")]
     assert main([*arguments, "--format", "coreml"]) == 1
     assert "format must be one of onnx, openvino, tflite, got 'coreml'" in capsys.readouterr().err

@@ -186,6 +186,8 @@ def test_engine_options_reach_the_engine(astronaut: np.ndarray) -> None:
     ):
         PoseDetector("edge-n", engine="openvino", engine_options={"NO_SUCH_OPTION": "1"})(astronaut)
     assert_astronaut(PoseDetector(engine="openvino", engine_options={"NUM_STREAMS": 1})(astronaut))
+    with pytest.raises(ValueError, match="CPU provider takes no options, got arena"):
+        PoseDetector("edge-n", engine="onnxruntime:cpu", engine_options={"arena": "1"})(astronaut)
 
 
 def test_openvino_finds_the_same_in_images_of_any_size_and_order(astronaut: np.ndarray) -> None:

@@ -624,6 +624,10 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
         export_model(checkpoint, tmp_path / "a.tflite")
     with pytest.raises(ValueError, match=r"merge_iou.*1\.5"):
         ExportOptions(merge_iou=1.5)
+    with pytest.raises(ValueError, match="size is of models in tflite; those in onnx take images of any size"):
+        ExportOptions(size=(320, 320))
+    with pytest.raises(ValueError, match=r"only full networks have proposals.*edge-n"):
+        export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(proposals=50))
     export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=0.7))
     detector = PoseDetector(tmp_path / "a.onnx", threads=1)
     assert (detector.model.merge_iou, detector.model.score_gain) == (0.7, SCORE_GAIN)

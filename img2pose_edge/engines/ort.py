@@ -62,6 +62,8 @@ def choose_provider(name: str) -> str:
 class OnnxRuntimeEngine:
     def __init__(self, model: Model, threads: int | None, provider: str, options: dict[str, Any]) -> None:
         chosen = choose_provider(provider)
+        if options and chosen == PROVIDERS["cpu"]:  # ONNX Runtime would ignore them
+            raise ValueError(f"onnxruntime's CPU provider takes no options, got {', '.join(options)}")
         if provider == "tensorrt":
             options = tensorrt_options() | options
             if options["trt_engine_cache_enable"] in (True, "True", "true", "1"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,13 +125,18 @@ def make_record(label: dict[str, Any]) -> Record:
     return Record(label["image"], collection, label["width"], label["height"], parse_faces(label["faces"]))
 
 
+def as_bytes(name: str) -> bytes:
+    """A file's name in UTF-8, even if it is none, as names from old disks."""
+    return name.encode(errors="surrogatepass")
+
+
 def split(records: list[Record]) -> tuple[list[int], list[int]]:
     """Positions of the records to train on and of those held out: a fortieth, at least one with a face.
 
     Raises:
         ValueError: if there are not two records with a face to learn from.
     """
-    marks = {i: zlib.crc32(r.image.encode()) for i, r in enumerate(records)}
+    marks = {i: zlib.crc32(as_bytes(r.image)) for i, r in enumerate(records)}
     useful = [i for i, r in enumerate(records) if (~r.faces.ignore).any()]
     if len(useful) < 2:
         raise ValueError(f"training needs at least two images with a face to learn from, got {len(useful)}")
@@ -230,6 +237,14 @@ def reserve(path: Path, size: int) -> None:
         raise OSError(f"no room for {size / 1e9:.1f} GB of decoded pixels in {path.parent}: {error}") from error
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that were killed have left of caches: gigabytes, not written to for an hour."""
+    for path in folder.glob("pixels-*.[0-9]*"):
+        with suppress(OSError):  # another process removes it, too
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
+
+
 class PixelCache:
     """Decoded BGR images in one memory-mapped file: reading a crop costs no decoding.
 
@@ -243,9 +258,10 @@ class PixelCache:
         files = [root / r.image for r in records]
         lengths = [f.stat().st_size if f.is_file() else 0 for f in files]  # a picture replaced by another is noticed
         names = "\n".join(f"{f.resolve()} {n} {s}" for f, n, s in zip(files, lengths, shapes, strict=True))
-        path = folder / f"pixels-{zlib.crc32(names.encode()):08x}.u8"
+        path = folder / f"pixels-{zlib.crc32(as_bytes(names)):08x}.u8"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(folder)
             partial = path.with_suffix(f".{os.getpid()}")
             reserve(partial, starts[-1])
             pixels = np.memmap(partial, np.uint8, "r+", shape=(starts[-1],))

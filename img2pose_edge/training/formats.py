@@ -33,7 +33,7 @@ class Source:
 
     Both raise ``OSError`` or ``ValueError`` where a file is missing or damaged. ``name`` starts with the
     collection (``wider``, ``300w``, …) that training mixes by. ``posed``: faces come with all that training needs.
-    ``size``: width and height that the label claims.
+    ``size``: width and height that the label claims. ``label``: the file that holds this image's label alone.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Source:
     faces: Callable[[], list[Face]]
     posed: bool = False
     size: tuple[int, int] | None = None
+    label: Path | None = None
 
 
 def read_sources(path: Path, images: Path | None = None) -> list[Source]:
@@ -138,8 +139,11 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
     """A list of JSON files, one an image: ``image_path``, ``bboxes``, ``landmarks`` (5 or 68; -1 where unknown),
     and for 300W-LP ``pose_para`` (radians)."""
 
+    def find(name: str) -> Path | None:
+        return next((p for p in (path.parent / name, Path(name)) if p.is_file()), None)
+
     def load(name: str) -> dict[str, Any]:
-        file = next((p for p in (path.parent / name, Path(name)) if p.is_file()), None)
+        file = find(name)
         if file is None:
             raise FileNotFoundError(f"{path} names {name}, which is not there")
         content = json.loads(file.read_text())
@@ -166,7 +170,7 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
 
     names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     collection = "wider" if "wider" in path.stem.lower() else path.stem
-    return [Source(f"{collection}/{name}", partial(image, name), partial(faces, name)) for name in names]
+    return [Source(f"{collection}/{n}", partial(image, n), partial(faces, n), label=find(n)) for n in names]
 
 
 def _read_folder(path: Path) -> list[Source]:
@@ -185,7 +189,8 @@ def _read_folder(path: Path) -> list[Source]:
         name = image.relative_to(path)
         for suffix in labels[image][:1]:
             collection, read = kinds[suffix]
-            found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, image.with_suffix(suffix))))
+            label = image.with_suffix(suffix)
+            found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, label), label=label))
         if not labels[image]:
             found.append(Source(str(name), image.read_bytes, partial(unlabelled, image)))
     return found

@@ -25,7 +25,7 @@ from img2pose_edge.files import write_file
 from img2pose_edge.progress import track
 from img2pose_edge.training.augment import STRENGTHS, Composer, Sample
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
-from img2pose_edge.training.data import open_data, split
+from img2pose_edge.training.data import as_bytes, open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.grow import grow
 from img2pose_edge.training.memory import keep_freed_memory
@@ -302,7 +302,8 @@ def train(
         optimizer, "max", 0.1, patience=3, threshold=1e-3, threshold_mode="abs"
     )
     start, best, stale = 0, -math.inf, 0
-    labels = zlib.crc32(b"".join(r.image.encode() + r.faces.boxes.tobytes() + r.faces.local.tobytes() for r in records))
+    parts = (as_bytes(r.image) + r.faces.boxes.tobytes() + r.faces.local.tobytes() for r in records)
+    labels = zlib.crc32(b"".join(parts))
     if last.exists():
         state = load_checkpoint(last)
         lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]

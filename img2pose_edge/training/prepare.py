@@ -16,7 +16,7 @@ from img2pose_edge.files import write_file
 from img2pose_edge.preprocess import decode_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import check_face, complete_face
-from img2pose_edge.training.data import Record, make_record
+from img2pose_edge.training.data import Record, as_bytes, make_record
 from img2pose_edge.training.formats import Source, read_sources
 from img2pose_edge.training.store import LmdbReader, LmdbWriter
 
@@ -89,10 +89,7 @@ def prepare(
     if out.suffix != ".lmdb":
         raise ValueError(f"the output must end in .lmdb, got {out}")
     sources = read_sources(source, images)
-    identity = zlib.crc32("\n".join([*(s.name for s in sources), f"longest {longest}"]).encode())
-    labels = source / "labels.jsonl" if source.is_dir() else source
-    if labels.is_file() and labels.suffix != ".lmdb":  # labels that were corrected are another data set
-        identity = zlib.crc32(labels.read_bytes(), identity)
+    identity = identify(source, sources, longest)
     writer = LmdbWriter(out, f"{source.name} {identity:08x}", len(sources))
 
     def load(item: Source) -> tuple[dict[str, Any], bytes] | str:
@@ -118,6 +115,18 @@ def prepare(
         out.unlink()
         raise ValueError(f"{source} has no image that can be used; {len(skipped)} were skipped, as {skipped[0]}")
     return Prepared(out, records, skipped, write_statistics(records, out))
+
+
+def identify(source: Path, sources: list[Source], longest: int) -> int:
+    """What tells a data set from others: its images' names and labels (corrected ones make another), and the size."""
+    names = "\n".join([*(s.name for s in sources), f"longest {longest}"])
+    identity = zlib.crc32(as_bytes(names))
+    listed = source / "labels.jsonl" if source.is_dir() else source
+    files = [listed] if listed.is_file() and listed.suffix != ".lmdb" else []
+    files += [s.label for s in sources if s.label]
+    for path in track(files, "reading labels"):
+        identity = zlib.crc32(path.read_bytes(), identity)
+    return identity
 
 
 def write_statistics(records: list[Record], out: Path) -> list[Path]:
