@@ -16,7 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from img2pose_edge.benchmarks.attributes import read_attributes
+from img2pose_edge.benchmarks.attributes import LIST, read_attributes
 from img2pose_edge.benchmarks.metrics import (
     Detections,
     GroundTruth,
@@ -76,9 +76,31 @@ def require(path: Path) -> Path:
     return path
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with require(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None) -> list[dict[str, Any]]:
+    """Rows of a table with ``image`` and ``columns`` of finite numbers.
+
+    Args:
+        problems: rows that are not so are named in it and left out; without it the first one is an error.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming file and line.
+    """
+    rows = []
+    with require(path).open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                numbers = {name: float(row[name]) for name in columns}
+                if not np.isfinite(list(numbers.values())).all():
+                    raise ValueError(f"its numbers are not finite: {numbers}")
+                rows.append({"image": row["image"], **numbers})
+            except (ValueError, KeyError, TypeError) as error:
+                text = f"{path}, line {reader.line_num}: {error!r}"
+                if problems is None:
+                    raise ValueError(text) from error
+                problems.append(text)
+    return rows
 
 
 def read_images(
@@ -90,6 +112,10 @@ def read_images(
         problems: images that cannot be read are named in it and left out; without it the first one is an error. Images
             that lie beside them without a record are named, too.
     """
+    if not records:
+        if problems is None:
+            raise ValueError(f"{root} lists no image")
+        problems.append(f"{label}: {root} lists no image")
     for record in track(records, label):
         try:
             image = load_image(root / record["image"])
@@ -130,7 +156,7 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     return [variables[name] for name in names]
 
 
-def wider_records(root: Path) -> list[dict[str, Any]]:
+def wider_records(root: Path, problems: list[str] | None = None) -> list[dict[str, Any]]:
     """The images of WIDER FACE's validation set and their annotated faces.
 
     Args:
@@ -138,18 +164,34 @@ def wider_records(root: Path) -> list[dict[str, Any]]:
             ``WIDER_val/images/EVENT/NAME.jpg`` and, from the evaluation tools, ``wider_easy_val.mat``,
             ``wider_medium_val.mat`` and ``wider_hard_val.mat`` in ``ground_truth/`` or
             ``eval_tools/ground_truth/``.
+        problems: lines that are no records are named in it and left out; without it the first one is an error.
 
     Returns:
         For each image ``image``, its path below ``root``; ``boxes_xywh``, F boxes x, y, w, h in pixels; and as
         ``easy``, ``medium``, ``hard`` the indices, from 0, of the faces that count.
 
     Raises:
-        FileNotFoundError: naming the file that is missing, an image of the official lists among them.
-        ValueError, ImportError: as :func:`read_mat`.
+        FileNotFoundError: naming the list that is missing.
+        ValueError, ImportError: as :func:`read_mat`, and naming the line that is no record.
     """
     listing = root / "ground_truth.jsonl"
     if listing.exists():
-        return [json.loads(line) for line in listing.read_text().splitlines()]
+        found = []
+        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                boxes = np.array(record["boxes_xywh"], float).reshape(-1, 4)
+                listed = [index for subset in SUBSETS for index in record[subset]]
+                if not np.isfinite(boxes).all() or any(not 0 <= index < len(boxes) for index in listed):
+                    raise ValueError("its boxes are not finite, or not those that it counts")
+                record["image"] + ""
+                found.append(record)
+            except (ValueError, KeyError, TypeError) as error:
+                text = f"{listing}, line {number} is no record: {error!r}"
+                if problems is None:
+                    raise ValueError(text) from error
+                problems.append(text)
+        return found
     folders = [root / "ground_truth", root / "eval_tools" / "ground_truth"]
     truth = next((folder for folder in folders if folder.is_dir()), None)
     if truth is None:
@@ -161,7 +203,6 @@ def wider_records(root: Path) -> list[dict[str, Any]]:
             for name, boxes, counted in zip(*(cell.ravel() for cell in cells), strict=True):
                 image = f"WIDER_val/images/{event.item()}/{name.item()}.jpg"
                 if image not in records:
-                    require(root / image)
                     records[image] = {"image": image, "boxes_xywh": boxes.astype(float).reshape(-1, 4).tolist()}
                 records[image][subset] = (counted.astype(int).ravel() - 1).tolist()
     return list(records.values())
@@ -170,14 +211,14 @@ def wider_records(root: Path) -> list[dict[str, Any]]:
 def evaluate_wider(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
     """AP on easy, medium and hard faces by the official protocol (``metrics.wider_average_precision``).
 
-    Then AP on those of the hard faces that have a certain size (``ap_8_16_px``: square root of the box's area, in
-    pixels of the image shrunk to a longest side of 640) or, where WIDER's own list of attributes is there, a certain
-    attribute (:mod:`attributes`).
+    ``images`` and ``faces`` (of hard) that it is about. Then AP on those of the hard faces that have a certain size
+    (``ap_8_16_px``: square root of the box's area, in pixels of the image shrunk to a longest side of 640) or, where
+    WIDER's own list of attributes is there, a certain attribute (:mod:`attributes`).
 
     ``root`` as in :func:`wider_records`, ``problems`` as in :func:`read_images`.
     """
     records, found, truth, sizes = [], [], [], []
-    for record, image in read_images(root, wider_records(root), "WIDER FACE", problems):
+    for record, image in read_images(root, wider_records(root, problems), "WIDER FACE", problems):
         faces = detect(image, AP_THRESHOLD)
         boxes = np.array([f.box for f in faces]).reshape(-1, 4)
         height, width = image.shape[:2]
@@ -197,12 +238,20 @@ def evaluate_wider(detect: Detect, root: Path, problems: list[str] | None = None
             return float("nan")
         return wider_average_precision(found, [GroundTruth(b, c) for b, c in zip(truth, counts, strict=True)])
 
-    result = {f"ap_{subset}": precision(counts) for subset, counts in listed.items()}
+    result: dict[str, float] = {"images": len(records), "faces": sum(int(c.sum()) for c in listed["hard"])}
+    result |= {f"ap_{subset}": precision(counts) for subset, counts in listed.items()}
     parts = {}
     for low, high in zip((0, *FACE_SIZES), (*FACE_SIZES, np.inf), strict=True):
         name = f"{low}_{high}_px" if high < np.inf else f"{low}_px_up"
         parts[name] = [(low <= s) & (s < high) for s in sizes]
-    parts |= read_attributes(root, records, truth)
+    try:
+        parts |= read_attributes(root, records, truth)
+    except (OSError, ValueError) as error:
+        if problems is None:
+            raise
+        problems.append(f"WIDER FACE, AP by attribute: {error}")
+    if problems is not None and not (root / LIST).is_file():
+        problems.append(f"WIDER FACE, AP by attribute: no file {root / LIST}")
     for name, members in parts.items():
         result[f"ap_{name}"] = precision([h & m for h, m in zip(listed["hard"], members, strict=True)])
     return result
@@ -217,29 +266,34 @@ def middle_face(faces: list[Found], image: np.ndarray) -> Found | None:
 
 def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
     """Mean absolute errors of pitch, yaw and roll (local rotation), and how many faces were missed; the mean of the
-    three by ranges of the label's absolute yaw, too.
+    three by ranges of the label's absolute yaw, too, with the faces there are and were missed in each.
 
     The labelled face is :func:`middle_face`; without one the face is missed and left out of the means.
     Images in ``crops/`` are tight crops: they are padded by half their size.
     """
-    errors, labels, missed = [], [], 0
-    for row, image in read_images(root, read_csv(root / "labels.csv"), "AFLW2000-3D", problems):
+    columns = ("pitch_deg", "yaw_deg", "roll_deg")
+    errors, labels, lost = [], [], []
+    rows = read_labels(root / "labels.csv", columns, problems)
+    for row, image in read_images(root, rows, "AFLW2000-3D", problems):
         if row["image"].startswith("crops"):
             y, x = image.shape[0] // 2, image.shape[1] // 2
             image = cv2.copyMakeBorder(image, y, y, x, x, cv2.BORDER_CONSTANT, value=(PAD_VALUE,) * 3)
         face = middle_face(detect(image, None), image)
+        label = np.array([row[k] for k in columns])
         if face is None or face.angles is None:
-            missed += 1
+            lost.append(label)
             continue
-        label = np.array([float(row[k]) for k in ("pitch_deg", "yaw_deg", "roll_deg")])
         errors.append(angle_errors(face.angles, label))
         labels.append(label)
-    yaw = np.abs(np.array(labels).reshape(-1, 3)[:, 1])
-    by_yaw = {}
+    yaw, lost_yaw = (np.abs(np.array(v).reshape(-1, 3)[:, 1]) for v in (labels, lost))
+    by_yaw: dict[str, float] = {}
     for low, high in pairwise(YAWS):
-        within = [e for e, y in zip(errors, yaw, strict=True) if low <= y < high or (high == YAWS[-1] and y >= high)]
+        top = high if high < YAWS[-1] else np.inf
+        within = [e for e, y in zip(errors, yaw, strict=True) if low <= y < top]
+        missed = int(((low <= lost_yaw) & (lost_yaw < top)).sum())
         by_yaw[f"mae_yaw_{low}_{high}"] = mean_absolute(within, *ANGLES)["mae"]
-    return {"faces": len(errors) + missed, "missed": missed, **mean_absolute(errors, *ANGLES), **by_yaw}
+        by_yaw |= {f"faces_yaw_{low}_{high}": len(within) + missed, f"missed_yaw_{low}_{high}": missed}
+    return {"faces": len(errors) + len(lost), "missed": len(lost), **mean_absolute(errors, *ANGLES), **by_yaw}
 
 
 def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
@@ -248,12 +302,13 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
     Each photograph shows one person: their face is the best-scored one.
     """
     pan, error = [], []
-    for row, image in read_images(root, read_csv(root / "labels.csv"), "Pointing'04", problems):
+    rows = read_labels(root / "labels.csv", ("pan_deg",), problems)
+    for row, image in read_images(root, rows, "Pointing'04", problems):
         faces = detect(image, None)
         best = max(faces, key=lambda f: f.score, default=None)
-        pan.append(abs(float(row["pan_deg"])))
+        pan.append(abs(row["pan_deg"]))
         yaw = np.nan if best is None or best.angles is None else best.angles[1]
-        error.append(abs(yaw - float(row["pan_deg"])))
+        error.append(abs(yaw - row["pan_deg"]))
     pans, errors = np.array(pan), np.array(error)
 
     def mean(low: float, high: float) -> float:

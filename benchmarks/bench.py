@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import queue
@@ -61,6 +62,13 @@ class BenchOptions:
         for faces in self.faces:
             if faces not in FACE_COUNTS:
                 raise ValueError(f"faces must be among {', '.join(map(str, FACE_COUNTS))}, got {faces}")
+        for name in ("sizes", "threads", "faces"):
+            numbers = getattr(self, name)
+            if not numbers or len(set(numbers)) < len(numbers):
+                raise ValueError(f"{name} must be different numbers, got {', '.join(map(str, numbers)) or 'none'}")
+        for size in self.sizes:
+            if size < 32:
+                raise ValueError(f"sizes must be at least 32, got {size}")
         for threads in self.threads:
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
@@ -86,6 +94,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         contenders += mediapipe_contenders()
     else:
         missing.append("MediaPipe: --mediapipe names no Python that has it")
+    if not any(contender.network.startswith(("full-", "img2pose-")) for contender in contenders):
+        missing.append("the full model: it is not bundled (170 MB); name an exported one in --models")
     if not contenders:
         raise ValueError(f"nothing to measure: {'; '.join(missing)}")
     twice = [name for name, count in Counter(c.name for c in contenders).items() if count > 1]
@@ -97,7 +107,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         str(threads): time_contenders(contenders, threads, options.faces, options.rounds, pythons, missing)
         for threads in options.threads
     }
-    accuracy: dict[str, dict[str, dict[str, float]]] = {}
+    accuracy: dict[str, dict[str, dict[str, Any]]] = {}
     if options.data:
         accuracy = measure_accuracy(contenders, options.data, pythons, missing)
     else:
@@ -121,10 +131,11 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
 
 def measure_accuracy(
     contenders: Sequence[Contender], data: Path, pythons: dict[str, str], missing: list[str]
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Figures of each contender on each set of ``sets.SETS``, by name; a contender on each core at a time.
 
-    Contenders that find the same by construction (in another engine, or with a pose beside) are measured once.
+    Contenders that find the same by construction (in another engine, or with a pose beside) are measured once:
+    ``measured`` names which of them was.
     """
     sets = []
     for name, (folder, _) in SETS.items():
@@ -140,43 +151,49 @@ def measure_accuracy(
         contender, names = task
         core = cores.get()
         try:
-            with Process(contender, pythons.get(contender.engine, sys.executable)) as process:
-                process.load(1, core)
+            with Process(contender, pythons.get(contender.engine, sys.executable), 1, core) as process:
+                process.load()
                 return process.ask("evaluate", data=str(data), sets=names)
         except ContenderError as error:
             return {"problems": [str(error)]}
         finally:
             cores.put(core)
 
-    found: dict[tuple[str, ...], dict[str, float] | None] = {}
-    able = list(contenders)
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    failed: set[tuple[str, str]] = set()
     with ThreadPoolExecutor(cores.qsize()) as pool:
-        while tasks := choose_tasks(able, sets, found):
+        while tasks := choose_tasks(contenders, sets, found, failed):
             measuring = pool.map(measure, tasks.items())
             for contender, names in track(list(tasks.items()), "measuring accuracy"):
                 answer = next(measuring)
                 missing.extend(answer["problems"])
-                if "accuracy" in answer:
-                    found |= {_same(contender, name): answer["accuracy"].get(name) for name in names}
-                else:  # it could not run; another engine that finds the same may
-                    able.remove(contender)
-    figures: dict[str, dict[str, dict[str, float]]] = {}
+                measured = answer.get("accuracy", {})
+                # Where it could not run, another engine that finds the same may.
+                failed |= {(contender.name, name) for name in answer.get("failed", names)}
+                for name in set(names) - set(answer.get("failed", names)):
+                    of = {**measured[name], "measured": contender.name} if name in measured else {}
+                    found[_same(contender, name)] = of
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
     for contender in contenders:
-        of = {name: found.get(_same(contender, name)) for name in sets}
-        figures[contender.name] = {name: values for name, values in of.items() if values is not None}
+        of_set = {name: found.get(_same(contender, name)) for name in sets}
+        figures[contender.name] = {name: values for name, values in of_set.items() if values}
     return figures
 
 
 def choose_tasks(
-    contenders: Sequence[Contender], sets: Sequence[str], found: Collection[tuple[str, ...]]
+    contenders: Sequence[Contender],
+    sets: Sequence[str],
+    found: Collection[tuple[str, ...]],
+    failed: Collection[tuple[str, str]],
 ) -> dict[Contender, list[str]]:
-    """Which contender measures which sets: of those that find the same the first, where it is not yet ``found``."""
+    """Which contender measures which sets: of those that find the same the first that has not ``failed`` (by name and
+    set), where it is not yet ``found``."""
     chosen = set(found)
     tasks: dict[Contender, list[str]] = {}
     for contender in contenders:
         for name in sets:
             same = _same(contender, name)
-            if same and same not in chosen:
+            if same and same not in chosen and (contender.name, name) not in failed:
                 chosen.add(same)
                 tasks.setdefault(contender, []).append(name)
     return tasks
@@ -190,10 +207,10 @@ def _same(contender: Contender, name: str) -> tuple[str, ...]:
 
 
 def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
-    """Bytes of its files, and multiply-accumulates for an image of 640x480 with one face; what cannot be counted is
-    named in ``missing``."""
+    """Bytes and SHA-256 of its files, and multiply-accumulates for an image of 640x480 with one face; what cannot be
+    counted is named in ``missing``."""
     if not contender.model:
-        return {"bytes": None, "macs": None}
+        return {"bytes": None, "macs": None, "sha256": {}}
     path = find_model(contender.model).path if contender.ours else Path(contender.model)
     files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
     pixels = letterbox(np.zeros((HEIGHT, WIDTH, 3), np.uint8), contender.size, 32)[0]
@@ -207,7 +224,8 @@ def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         missing.append(f"{contender.name}, MACs: {error}")
         macs = None
-    return {"bytes": sum(file.stat().st_size for file in files), "macs": macs}
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {"bytes": sum(file.stat().st_size for file in files), "macs": macs, "sha256": sums}
 
 
 def machine() -> dict[str, Any]:

@@ -56,15 +56,24 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
         if alone:
             lines.append(f"only in the {which}: {', '.join(alone)}")
     machines = [d["machine"]["processor"] for d in (before, after)]
+    versions = [d["machine"].get("versions", {}) for d in (before, after)]
+    for package in sorted({*versions[0], *versions[1]}):
+        old, new = (v.get(package, "none") for v in versions)
+        if old != new:
+            lines.append(f"{package}: {old}, then {new}")
+    if before.get("missing", []) != after.get("missing", []):
+        lines.append("not the same was missing: see the end of each report")
     if machines[0] != machines[1]:
         lines.append(f"measured on different machines, so times say little: {machines[0]}; {machines[1]}")
     return "\n".join(lines)
 
 
 def _cell(kind: str, old: float | None, new: float | None) -> str:
-    if new is None or old is None:
-        return "–" if new is None else f"{new:.2f}"
-    if kind in RATIOS:
+    if new is None:
+        return "–" if old is None else f"gone ({old:.2f})"
+    if old is None:
+        return f"{new:.2f} (new)"
+    if kind in RATIOS and old:
         return f"{new:.2f} (x{new / old:.2f})"
     digits = 3 if kind.startswith("AP") else 2
     return f"{new:.{digits}f} ({new - old:+.{digits}f})"

@@ -25,9 +25,8 @@ PEERS = {
 """Files of the folder of peers."""
 HEAD_POSE = "headpose_b66.onnx"
 FACE_MESH = "MediaPipe Face Mesh"
-MEDIAPIPE = {"MediaPipe detection": "none", FACE_MESH: "own"}
-MEDIAPIPE_SIZE = 192
-"""Side of the square that its detector looks at."""
+MEDIAPIPE = {"MediaPipe detection": ("none", 192), FACE_MESH: ("own", 128)}
+"""Whence their poses come, and the side of the square that their detectors look at."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ def open_contender(contender: Contender, threads: int) -> Opened:
 
 def _open_ours(contender: Contender, threads: int) -> Opened:
     detector = PoseDetector(contender.model, contender.engine, contender.size, threads=threads)
+    _ = detector._network  # loaded now, as peers are: what their first pictures take can then be compared
 
     def network(image: np.ndarray) -> Callable[[], object]:
         pixels = detector.network_input(load_image(image))[0]
@@ -155,7 +155,7 @@ def network_name(model: str) -> str:
 
 
 def peer_contenders(folder: Path, sizes: Sequence[int], missing: list[str]) -> list[Contender]:
-    """Peers whose files a folder holds: each alone (with PnP where it has points) and with b66.
+    """Peers whose files a folder holds: each alone, with PnP where it has points, and with b66.
 
     Arguments as :func:`our_contenders`.
     """
@@ -171,22 +171,22 @@ def peer_contenders(folder: Path, sizes: Sequence[int], missing: list[str]) -> l
         if not path.is_file():
             missing.append(f"{network}: no file {path}")
             continue
-        alone = "none" if network == "RFB-320" else "pnp"
+        poses = ["none"] if network == "RFB-320" else ["none", "pnp"]
+        poses += ["b66"] if head_pose.is_file() else []
         own_sizes = [320] if network == "RFB-320" else sizes
         for engine in PEER_ENGINES:
             if not installed(engine):
                 missing.append(f"{network} in {engine}: it is not installed")
                 continue
             for size in own_sizes:
-                found.append(Contender(network, False, str(path), engine, "fp32", size, alone))
-                if head_pose.is_file():
-                    with_b66 = Contender(network, False, str(path), engine, "fp32", size, "b66", str(head_pose))
-                    found.append(with_b66)
+                for pose in poses:
+                    beside = str(head_pose) if pose == "b66" else ""
+                    found.append(Contender(network, False, str(path), engine, "fp32", size, pose, beside))
     return found
 
 
 def mediapipe_contenders() -> list[Contender]:
     """MediaPipe's detector, and its Face Mesh."""
     return [
-        Contender(network, False, "", "mediapipe", "fp32", MEDIAPIPE_SIZE, pose) for network, pose in MEDIAPIPE.items()
+        Contender(network, False, "", "mediapipe", "fp32", size, pose) for network, (pose, size) in MEDIAPIPE.items()
     ]

@@ -25,6 +25,12 @@ def whole_call(faces: int | str = 1, threads: int | str = 1) -> Place:
     return ("latency", str(threads), "faces", str(faces), "whole_ms")
 
 
+def found_faces(result: Result, faces: int | str, threads: int | str = 1) -> int | None:
+    """How many faces it found in a scene that has so many."""
+    found = read(result, (*whole_call(faces, threads)[:-1], "found"))
+    return None if found is None else int(found)
+
+
 def precision(subset: str) -> Place:
     return ("accuracy", "wider", f"ap_{subset}")
 

@@ -13,7 +13,7 @@ from img2pose_edge.pose_references import load_reference
 
 from img2pose_edge import geometry
 
-IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+IMAGENET_MEAN, IMAGENET_STD = (np.array(v, np.float32) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 CROP = 1.2
 """Side of the square that the network sees, in larger sides of the face's box."""
 
@@ -59,8 +59,8 @@ class HeadPoseNetwork:
 
     def angles(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """(N, 3) pitch, yaw, roll in degrees of the faces in (N, 4) boxes of an (H, W, 3) uint8 BGR image."""
-        crops = np.empty((len(boxes), 3, 224, 224), np.float32)
-        for crop, (x1, y1, x2, y2) in zip(crops, boxes, strict=True):
+        found = []
+        for x1, y1, x2, y2 in boxes:  # one by one: a batch is no faster and takes half a gigabyte for fifty
             side = CROP * max(x2 - x1, y2 - y1)
             scale = 224 / side
             corner = np.array([x1 + x2, y1 + y2]) / 2 - side / 2
@@ -68,8 +68,10 @@ class HeadPoseNetwork:
             matrix = np.array([[scale, 0, 0], [0, scale, 0.0]])
             matrix[:, 2] = scale * (0.5 - corner) - 0.5
             pixels = cv2.warpAffine(image, matrix, (224, 224), flags=cv2.INTER_LINEAR)
-            crop[:] = ((pixels[..., ::-1] / 255 - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
-        return self._network.run(crops)["ypr"][:, [1, 0, 2]].astype(float)
+            planes = cv2.dnn.blobFromImage(pixels, 1 / 255, swapRB=True)
+            crop = (planes - IMAGENET_MEAN[:, None, None]) / IMAGENET_STD[:, None, None]
+            found.append(self._network.run(crop)["ypr"][0, [1, 0, 2]].astype(float))
+        return np.array(found).reshape(-1, 3)
 
     def posed(self, detect: Detect) -> Detect:
         """A detector whose faces have this network's angles."""

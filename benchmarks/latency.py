@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -23,6 +24,22 @@ class ContenderError(Exception):
     """A contender that could not be loaded or run, named, with the reason."""
 
 
+COLD_STARTS = 3
+"""Processes of each contender that are begun anew, in random order."""
+LIMIT = 3600.0
+"""Seconds that an answer may take; a process that hangs is ended then."""
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+"""glibc keeps what is freed, as it does in a process that has run for long. Otherwise it depends on earlier calls
+whether a few megabytes are given back and faulted in again at each call, which takes up to 4 ms."""
+WORKER = """
+import os, runpy
+if {cores} and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {cores})
+runpy.run_module("img2pose_edge.benchmarks.worker", run_name="__main__")
+"""
+"""Bound to its cores before any library starts threads."""
+
+
 class Process:
     """A contender's worker (:mod:`worker`). A context: leaving it ends the process.
 
@@ -30,13 +47,22 @@ class Process:
         ContenderError: if the interpreter cannot be started.
     """
 
-    def __init__(self, contender: Contender, python: str) -> None:
-        self.contender = contender
+    def __init__(self, contender: Contender, python: str, threads: int, cores: Sequence[int]) -> None:
+        """
+        Args:
+            contender: what it will run.
+            python: interpreter.
+            threads: of the engine, and of the libraries around it.
+            cores: that it is bound to, where the system can do that.
+        """
+        self.contender, self.threads = contender, threads
+        own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
         self.began = time.perf_counter()
         try:
             self._process = subprocess.Popen(
-                [python, "-m", "img2pose_edge.benchmarks.worker"],
+                [python, "-c", WORKER.format(cores=list(cores))],
+                env={**os.environ, **own, **KEEP_MEMORY},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -57,10 +83,11 @@ class Process:
             with suppress(OSError):  # what was written to a process that had died is lost
                 stream.close()
 
-    def load(self, threads: int, cores: Sequence[int]) -> float:
-        """Load the contender, bound to these cores; milliseconds that it took. Errors as :meth:`ask`."""
+    def load(self) -> dict[str, Any]:
+        """Load the contender: ``load_ms`` that it took, and ``versions`` of an interpreter of its own. Errors as
+        :meth:`ask`."""
         fields = {name: getattr(self.contender, name) for name in self.contender.__dataclass_fields__}
-        return float(self.ask("open", contender=fields, threads=threads, cores=list(cores))["load_ms"])
+        return self.ask("open", contender=fields, threads=self.threads)
 
     def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
         """One request and its answer.
@@ -74,7 +101,12 @@ class Process:
         try:
             stdin.write(json.dumps({"do": what, **arguments}) + "\n")
             stdin.flush()
-            line = stdout.readline()
+            limit = threading.Timer(LIMIT, self._process.kill)
+            limit.start()
+            try:
+                line = stdout.readline()
+            finally:
+                limit.cancel()
         except OSError:
             line = ""
         answer = json.loads(line) if line else {"error": f"its process died: {_last_line(self._log)}"}
@@ -120,25 +152,39 @@ def time_contenders(
         missing: contenders that fail are named in it and left out.
 
     Returns:
-        by name: ``load_ms``, ``first_ms``, ``cold_start_ms`` (from the process's start to its first faces),
-        ``peak_mb``, and for each scene under ``faces`` medians ``whole_ms``, ``network_ms``, ``cpu_ms``, the 95th
-        percentile ``p95_ms`` and how many faces were ``found``.
+        by name: ``load_ms``, ``first_ms``, ``cold_start_ms`` (from the process's start to its first faces), medians of
+        :data:`COLD_STARTS`; ``peak_mb``, ``versions``, and for each scene under ``faces`` medians ``whole_ms``,
+        ``network_ms``, ``cpu_ms``, the 95th percentile ``p95_ms`` and how many faces were ``found``.
     """
     cores, order = choose_cores(threads), random.Random(0)
     results: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         alive: list[Process] = []
-        for contender in track(contenders, f"loading, {threads} thread{'s' * (threads > 1)}"):
+        starts: dict[str, list[dict[str, float]]] = {}
+        able = list(contenders)
+        turns = [(number, c) for number in range(COLD_STARTS) for c in order.sample(contenders, len(contenders))]
+        for number, contender in track(turns, f"starting, {threads} thread{'s' * (threads > 1)}"):
+            if contender not in able:
+                continue
             try:
-                process = stack.enter_context(Process(contender, pythons.get(contender.engine, sys.executable)))
-                loaded = process.load(threads, cores)
-                first = process.ask("first", faces=1)
+                process = Process(contender, pythons.get(contender.engine, sys.executable), threads, cores)
+                with ExitStack() as own:
+                    own.enter_context(process)
+                    opened = process.load()
+                    first = process.ask("first", faces=1)
+                    cold = (time.perf_counter() - process.began) * 1e3 - first["scene_ms"]
+                    if number == COLD_STARTS - 1:  # the last one stays
+                        stack.push(own.pop_all())
             except ContenderError as error:
                 missing.append(str(error))
+                able.remove(contender)
                 continue
-            cold = (time.perf_counter() - process.began) * 1e3 - first["scene_ms"]
-            results[contender.name] = {"load_ms": loaded, "first_ms": first["first_ms"], "cold_start_ms": cold}
-            alive.append(process)
+            start = {"load_ms": opened["load_ms"], "first_ms": first["first_ms"], "cold_start_ms": cold}
+            starts.setdefault(contender.name, []).append(start)
+            if number == COLD_STARTS - 1:
+                medians = {k: float(np.median([s[k] for s in starts[contender.name]])) for k in start}
+                results[contender.name] = {**medians, "versions": opened["versions"]}
+                alive.append(process)
         samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for _ in track(range(rounds), f"timing {len(alive)} contenders, {threads} thread{'s' * (threads > 1)}"):
             for faces in face_counts:

@@ -15,11 +15,13 @@ from img2pose_edge.preprocess import letterbox
 
 YUNET_NMS, SCRFD_NMS, RFB_NMS = 0.3, 0.4, 0.5
 """As OpenCV's FaceDetectorYN, InsightFace and the Ultra-Light detector's own code use them."""
+EVALUATION_NMS = 0.45
+"""As the authors of YuNet and SCRFD use it to measure average precision (``test_cfg`` of their configurations)."""
 YUNET_SCORE, SCRFD_SCORE, RFB_SCORE = 0.6, 0.5, 0.7
 RFB_OUTPUTS = ["scores", "boxes"]
 STRIDES = (8, 16, 32)
-MOST = 1000
-"""Boxes that go into NMS at most, the best ones."""
+MOST = 5000
+"""Boxes that go into NMS at most, the best ones (``top_k`` of OpenCV's FaceDetectorYN)."""
 SCRFD_ANCHORS = 2
 """Anchors in a cell, both at its top-left corner."""
 
@@ -29,7 +31,10 @@ Detected = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 
 class Peer:
-    """A detector whose steps can be timed apart; called with an image and a threshold it is a ``Detect``."""
+    """A detector whose steps can be timed apart; called with an image and a threshold it is a ``Detect``.
+
+    Without a threshold it runs as its authors deploy it, with one as they measure its average precision.
+    """
 
     def __init__(self, path: Path, longest: int = 640, threads: int | None = None, engine: str = "onnxruntime") -> None:
         """
@@ -50,13 +55,13 @@ class Peer:
         self._decode: Callable[[Maps, tuple[int, int], float], Detected]
         if "cls_8" in names:
             self._decode, self._mean, self._std, self._rgb = _yunet, 0.0, 1.0, False
-            self.score, self._overlap = YUNET_SCORE, YUNET_NMS
+            self.score, self._overlap, self._evaluation_overlap = YUNET_SCORE, YUNET_NMS, EVALUATION_NMS
         elif len(names) == 3 * len(STRIDES):
             self._decode, self._mean, self._std, self._rgb = _scrfd, 127.5, 128.0, True
-            self.score, self._overlap = SCRFD_SCORE, SCRFD_NMS
+            self.score, self._overlap, self._evaluation_overlap = SCRFD_SCORE, SCRFD_NMS, EVALUATION_NMS
         elif names == RFB_OUTPUTS and self.network.size:
             self._decode, self._mean, self._std, self._rgb = _rfb, 127.0, 128.0, True
-            self.score, self._overlap = RFB_SCORE, RFB_NMS
+            self.score, self._overlap, self._evaluation_overlap = RFB_SCORE, RFB_NMS, RFB_NMS
         else:
             raise ValueError(
                 f"{path} is neither YuNet nor SCRFD with five points nor RFB-320: its outputs are {', '.join(names)}"
@@ -70,20 +75,17 @@ class Peer:
             scale = np.array([width / image.shape[1], height / image.shape[0]])
         else:
             pixels, scale = letterbox(image, self._longest, max(STRIDES))
-        planes = pixels[..., ::-1] if self._rgb else pixels
-        blob = planes.transpose(2, 0, 1)[None].astype(np.float32)
-        if self._std != 1:
-            blob = (blob - np.float32(self._mean)) / np.float32(self._std)
-        return np.ascontiguousarray(blob), scale
+        return cv2.dnn.blobFromImage(pixels, 1 / self._std, mean=[self._mean] * 3, swapRB=self._rgb), scale
 
     def __call__(self, image: np.ndarray, threshold: float | None) -> list[Found]:
         blob, scale = self.prepare(image)
         maps = self.network.run(blob)
         least = self.score if threshold is None else threshold
         scores, boxes, points = self._decode(maps, blob.shape[2:], least)
+        overlap = self._overlap if threshold is None else self._evaluation_overlap
         best = np.argsort(-scores, kind="stable")[:MOST]
         boxes = boxes / np.tile(scale, 2)
-        keep = best[non_maximum_suppression(boxes[best], scores[best], self._overlap)]
+        keep = best[non_maximum_suppression(boxes[best], scores[best], overlap)]
         marks = [None if points is None else points[i] / scale for i in keep]
         return [Found(float(scores[i]), boxes[i], landmarks=mark) for i, mark in zip(keep, marks, strict=True)]
 

@@ -151,7 +151,7 @@ def draw_breakdowns(results: Sequence[Result]) -> list[Figure]:
     # A pose network beside does not change boxes.
     boxes = list({(r["network"], r["precision"]): r for r in reversed(chosen)}.values())[::-1]
     keys = list(dict.fromkeys(k for r in boxes for k in r["accuracy"].get("wider", {})))
-    parts = [k.removeprefix("ap_") for k in keys if k not in ("ap_easy", "ap_medium", "ap_hard")]
+    parts = [k[3:] for k in keys if k.startswith("ap_") and k not in ("ap_easy", "ap_medium", "ap_hard")]
     sizes = {
         p.replace("_px_up", " up").removesuffix("_px").replace("_", "-"): precision(p) for p in parts if "_px" in p
     }

@@ -255,16 +255,20 @@ def evaluate_biwi(
             unread += 1
             continue
         face = person_in_the_middle(detect(image, AP_THRESHOLD), image)
+        position = turn @ position + shift
+        center, _, true_local = geometry.camera_to_local(turn @ head, position, camera)
+        true_angles = geometry.matrix_to_angles(true_local)
         if face is None or face.pose is None:
-            missed += 1
+            if face is None or face.angles is None:
+                missed += 1
+            else:  # a detector that tells no translation
+                local.append(angle_errors(face.angles, true_angles))
             continue
         published.append(zxy_angles(geometry.rotvec_to_matrix(face.pose[:3]) @ frame) - zxy_angles(head))
         default = geometry.default_intrinsics(image.shape[1], image.shape[0])
         rotation, translation = geometry.decompose_pose(geometry.convert_pose(face.pose, default, camera))
-        position = turn @ position + shift
-        center, _, true_local = geometry.camera_to_local(turn @ head, position, camera)
         seen_local = geometry.ray_rotation(center, camera).T @ rotation
-        local.append(angle_errors(geometry.matrix_to_angles(seen_local), geometry.matrix_to_angles(true_local)))
+        local.append(angle_errors(geometry.matrix_to_angles(seen_local), true_angles))
         shifts.append(translation * geometry.FACE_UNIT_MM - position)
         rotations.append(rotation)
     return {

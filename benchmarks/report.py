@@ -14,6 +14,7 @@ from img2pose_edge.benchmarks.figures import (
     Place,
     Result,
     fastest,
+    found_faces,
     label,
     pan_error,
     precision,
@@ -32,6 +33,7 @@ except ImportError as error:
 
 SUBSETS = ("easy", "medium", "hard")
 PANS = ((0, 60), (75, 90))
+YAWS = ((0, 30), (30, 60), (60, 90))
 
 
 def picture(figure: Figure, kind: str) -> bytes:
@@ -51,6 +53,13 @@ def cell(result: Result, place: Place, digits: int, factor: float = 1.0) -> str:
     return "–" if value is None else f"{value * factor:.{digits}f}"
 
 
+def time_cell(result: Result, faces: int | str, threads: int | str, digits: int) -> str:
+    """Milliseconds of a whole call; and how many faces it found, if they are not those that are there."""
+    found = found_faces(result, faces, threads)
+    note = "" if found in (None, int(faces)) else f" ({found} found)"
+    return cell(result, whole_call(faces, threads), digits) + note
+
+
 def long_row(result: Result) -> dict[str, str]:
     """All figures of a contender, by column."""
     columns = {
@@ -64,7 +73,7 @@ def long_row(result: Result) -> dict[str, str]:
         name = f"{threads} thread" + "s" * (threads != "1")
         place = ("latency", threads)
         for faces in timed["faces"]:
-            columns[f"ms, faces: {faces}, {name}"] = cell(result, whole_call(faces, threads), 2)
+            columns[f"ms, faces: {faces}, {name}"] = time_cell(result, faces, threads, 2)
         for key, title in (("p95_ms", "p95 ms"), ("network_ms", "network ms"), ("cpu_ms", "CPU ms")):
             columns[f"{title}, {name}"] = cell(result, (*place, "faces", "1", key), 2)
         for key, title in (("first_ms", "first frame ms"), ("cold_start_ms", "cold start ms"), ("peak_mb", "peak MB")):
@@ -72,6 +81,10 @@ def long_row(result: Result) -> dict[str, str]:
     for subset in SUBSETS:
         columns[f"AP {subset}"] = cell(result, precision(subset), 3)
     columns["AFLW MAE"] = cell(result, AFLW_MAE, 2)
+    for low, high in YAWS:
+        name = f"yaw_{low}_{high}"
+        count = cell(result, (*AFLW_MAE[:2], f"faces_{name}"), 0)
+        columns[f"AFLW MAE, yaw {low}-{high}"] = f"{cell(result, (*AFLW_MAE[:2], f'mae_{name}'), 2)} (of {count})"
     columns["AFLW missed"] = cell(result, (*AFLW_MAE[:2], "missed"), 0)
     for low, high in PANS:
         columns[f"P'04 yaw, pan {low}-{high}"] = cell(result, pan_error(low, high), 2)
@@ -88,7 +101,7 @@ def short_table(document: dict[str, Any]) -> str:
     for result in fastest(document["results"]):
         named = f"**{label(result)}**" if result["ours"] else label(result)
         lines.append([named, result["engine"], cell(result, ("bytes",), 2, 1e-6), cell(result, ("macs",), 0, 1e-6)])
-        lines[-1] += [cell(result, whole_call(faces), 1) for faces in (1, 50)]
+        lines[-1] += [time_cell(result, faces, 1, 1) for faces in (1, 50)]
         lines[-1].append(" / ".join(cell(result, precision(s), 3).removeprefix("0") for s in SUBSETS))
         lines[-1].append(cell(result, AFLW_MAE, 2))
         lines[-1].append(" / ".join(cell(result, pan_error(*pan), 1) for pan in PANS))
@@ -98,6 +111,8 @@ def short_table(document: dict[str, Any]) -> str:
 def write_report(document: dict[str, Any], page: Path) -> list[Path]:
     """Write the page, and beside it ``.json`` (everything), ``.png`` (the overview) and ``.md`` (the short table)."""
     results = document["results"]
+    data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    write_file(page.with_suffix(".json"), data)  # first: drawing may fail, and measuring took long
     rows = [long_row(result) for result in results]
     template = resources.files("img2pose_edge.benchmarks").joinpath("report.html.jinja").read_text(encoding="utf-8")
     overview = draw_overview(results)
@@ -115,10 +130,9 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
     )
     contents = {
         page: text.encode(),
-        page.with_suffix(".json"): (json.dumps(document, indent=1, allow_nan=False) + "\n").encode(),
         page.with_suffix(".png"): picture(overview, "png"),
         page.with_suffix(".md"): (short_table(document) + "\n").encode(),
     }
     for path, data in contents.items():
         write_file(path, data)
-    return list(contents)
+    return [page.with_suffix(".json"), *contents]

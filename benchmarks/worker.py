@@ -11,6 +11,8 @@ import os
 import resource
 import sys
 import time
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,24 @@ CALLS = 3
 class Worker:
     """Answers requests; each method is one kind."""
 
-    def open(self, contender: dict[str, Any], threads: int, cores: list[int]) -> dict[str, Any]:
-        """Load the contender; the process then runs on these cores only, where the system can do that."""
-        if cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
+    def open(self, contender: dict[str, Any], threads: int) -> dict[str, Any]:
+        """Load the contender."""
         began = time.perf_counter()
         import cv2
         from img2pose_edge.benchmarks.contenders import Contender, open_contender
 
         cv2.setNumThreads(threads)
-        self._opened = open_contender(Contender(**contender), threads)
+        chosen = Contender(**contender)
+        self._name = chosen.name
+        self._opened = open_contender(chosen, threads)
         self._scenes: dict[int, np.ndarray] = {}
-        return {"load_ms": (time.perf_counter() - began) * 1e3}
+        loaded = (time.perf_counter() - began) * 1e3
+        versions = {}
+        if chosen.engine == "mediapipe":  # an interpreter of its own, with packages of its own
+            for package in ("mediapipe", "numpy", "opencv-contrib-python"):
+                with suppress(metadata.PackageNotFoundError):
+                    versions[package] = metadata.version(package)
+        return {"load_ms": loaded, "versions": versions}
 
     def first(self, faces: int) -> dict[str, Any]:
         """The first call: engines finish their loading in it. Drawing the scene is told apart: it is ours to do."""
@@ -66,25 +74,32 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """The most memory that the process has held, MB."""
+        status = Path("/proc/self/status")
+        if status.exists():  # what getrusage tells there begins at the parent's
+            peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            return {"peak_mb": int(peak.split()[1]) / 1e3}
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
         return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
 
     def evaluate(self, data: str, sets: list[str]) -> dict[str, Any]:
-        """Accuracy on some of the data sets below the folder ``data``; what is missing there is named."""
+        """Accuracy on some of the data sets below the folder ``data``; what is missing there is named, and on which
+        of them the contender failed."""
         from img2pose_edge.benchmarks.sets import SETS
 
         problems: list[str] = []
-        figures = {}
+        figures, failed = {}, []
         for name in sets:
             folder, protocol = SETS[name]
             try:
                 found = protocol(self._opened.detect, Path(data) / folder, problems)
-                figures[name] = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
+                if found["faces"]:
+                    figures[name] = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
             except (OSError, ValueError, ImportError) as error:
                 problems.append(str(error))
-            except Exception as error:  # a damaged table, a model that fails: the other sets are still measured
-                problems.append(f"{Path(data) / folder}: {type(error).__name__}: {error}")
-        return {"accuracy": figures, "problems": problems}
+            except Exception as error:  # of the model or its engine: another engine may run it
+                problems.append(f"{self._name} on {Path(data) / folder}: {type(error).__name__}: {error}")
+                failed.append(name)
+        return {"accuracy": figures, "problems": problems, "failed": failed}
 
     def _scene(self, faces: int) -> np.ndarray:
         from img2pose_edge.benchmarks.scenes import scene

@@ -13,6 +13,8 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge.preprocess import load_image
 
 TEMPLATE_SIZE = 112
+MOST = 32767
+"""Pixels of a side that OpenCV warps."""
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -94,15 +96,22 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
 
 
 def _check(size: int, margin: float) -> None:
-    if not isinstance(size, (int, np.integer)) or size < 1:
-        raise ValueError(f"size of a crop must be a positive integer, got {size!r}")
-    if not 0 <= margin < np.inf:
+    if not isinstance(size, (int, np.integer)) or not 0 < size <= MOST:
+        raise ValueError(f"size of a crop must be an integer from 1 to {MOST}, got {size!r}")
+    if not isinstance(margin, (int, float, np.number)) or not 0 <= margin < np.inf:
         raise ValueError(f"margin must be at least 0, got {margin!r}")
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Crop by a similarity between corner-counted pixels. Large faces are averaged down, else they would alias."""
-    factor = max(1, int(1 / np.hypot(matrix[0, 0], matrix[1, 0])))
+    if not np.isfinite(matrix).all():
+        raise ValueError("the face has no finite pose")
+    scale = np.hypot(matrix[0, 0], matrix[1, 0])
+    factor = max(1, min(int(1 / max(scale, 1e-9)), MOST // size))
+    if factor * size > 2 * max(image.shape[:2]):  # mostly beyond the image: that is smaller
+        smaller = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        matrix = matrix * [*(np.array(image.shape[1::-1]) / smaller), 1]
+        image, factor = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), 1
     fine = matrix * factor
     fine[:, 2] += fine[:, :2].sum(1) / 2 - 0.5  # OpenCV counts from the pixel's middle
     crop = cv2.warpAffine(image, fine, (size * factor, size * factor), flags=cv2.INTER_LINEAR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,12 @@ class Calibration:
 
     def __post_init__(self) -> None:
         camera = geometry.check_intrinsics(self.intrinsics)
-        lens = np.asarray(self.distortion, float).ravel()
+        lens = np.array(self.distortion, float).ravel()
         if len(lens) not in COEFFICIENTS or not np.isfinite(lens).all():
             counts = ", ".join(map(str, COEFFICIENTS))
             raise ValueError(f"a calibration has {counts} finite distortion coefficients, got {lens.tolist()}")
-        if self.width < 1 or self.height < 1:
-            raise ValueError(f"a calibration's image size must be positive, got {self.width}x{self.height}")
+        if not all(isinstance(side, (int, np.integer)) and side > 0 for side in (self.width, self.height)):
+            raise ValueError(f"a calibration's width and height are whole pixels, got {self.width!r}x{self.height!r}")
         object.__setattr__(self, "intrinsics", camera)
         object.__setattr__(self, "distortion", lens)
 
@@ -72,13 +72,15 @@ class Calibration:
         """The same camera for images of another size, whose whole picture was scaled.
 
         Raises:
-            ValueError: if the sides' ratio differs by more than a pixel's rounding: such an image was cropped or
-                stretched, and the calibration does not tell how.
+            ValueError: if the sides' ratio differs by more than a pixel's rounding, of the smaller of the two sizes:
+                such an image was cropped or stretched, and the calibration does not tell how.
         """
+        if not (width > 0 and height > 0):
+            raise ValueError(f"an image's width and height are positive, got {width!r}x{height!r}")
         if (width, height) == (self.width, self.height):
             return self
         scale = width / self.width
-        if abs(height - self.height * scale) >= 1:
+        if abs(height - self.height * scale) >= max(1, scale):
             raise ValueError(
                 f"the calibration is for images of {self.width}x{self.height}, this one is {width}x{height}: "
                 "only the same shape, larger or smaller, will do"
@@ -103,14 +105,14 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
         raise FileNotFoundError(f"no calibration {path}: it is a file that OpenCV or ROS wrote")
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is no calibration: it is larger than {MAX_BYTES // 2**20} MiB")
-    text = path.read_text(errors="replace").lstrip("\ufeff")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     if sum(map(text.count, "[{<")) > MAX_BRACKETS:
         raise ValueError(f"{path} is no calibration: it holds more than {MAX_BRACKETS} lists, maps or tags")
     if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
         text = f"%YAML:1.0\n---\n{text}"
     try:
         storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
-        found = {name: _find(storage, names) for name, names in NAMES.items()}
+        found = {name: _find(storage, names, path) for name, names in NAMES.items()}
         models = [storage.getNode(name).string().lower() for name in ("distortion_model", "camera_model")]
         fisheye = storage.getNode("fisheye_model").real() == 1
     except (cv2.error, SystemError) as error:
@@ -123,16 +125,25 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
         lens = f"a lens of the model {unknown[0]!r}" if unknown else "a fisheye lens"
         raise ValueError(f"{path} is of {lens}: only OpenCV's standard distortion model is supported")
     try:
-        width, height = int(found["width"]), int(found["height"])
+        sides = [found[name] for name in ("width", "height")]
+        if any(np.ndim(side) or side != int(side) for side in sides):
+            raise ValueError(f"image width and height are whole numbers, got {sides[0]} and {sides[1]}")
+        if np.size(found["camera_matrix"]) != 9:
+            raise ValueError(f"a camera matrix has nine numbers, got {np.size(found['camera_matrix'])}")
         camera = found["camera_matrix"].reshape(3, 3)
         camera[:2, 2] += 0.5
-        return Calibration(camera, width, height, found["distortion"])
+        return Calibration(camera, int(sides[0]), int(sides[1]), found["distortion"])
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _find(storage: Any, names: tuple[str, ...]) -> Any:
-    """Numbers under the first of these names that is there: matrix, ROS's rows, cols and data, or plain number."""
+def _find(storage: Any, names: tuple[str, ...], path: Path) -> Any:
+    """Numbers under the first of these names that is there: matrix (also row by row), ROS's rows, cols and data, or
+    plain number.
+
+    Raises:
+        ValueError: if something else is there.
+    """
     for name in names:
         node = storage.getNode(name)
         if node.empty():
@@ -140,7 +151,12 @@ def _find(storage: Any, names: tuple[str, ...]) -> Any:
         if node.isReal() or node.isInt():
             return node.real()
         numbers = node.getNode("data") if node.isMap() else node
-        return np.array([numbers.at(i).real() for i in range(numbers.size())])
+        items = [] if numbers.isString() else [numbers.at(i) for i in range(numbers.size())]
+        if items and all(item.isSeq() for item in items):
+            items = [row.at(i) for row in items for i in range(row.size())]
+        if numbers.isString() or not all(item.isReal() or item.isInt() for item in items):
+            raise ValueError(f"{path}: {name} holds something that is no number")  # which OpenCV would read as 1.8e308
+        return np.array([item.real() for item in items])
     return None
 
 
@@ -186,20 +202,21 @@ def undistort_face(face: Face, calibration: Calibration) -> Face:
 
 
 def undistort_faces(faces: Sequence[Face], calibration: Calibration) -> list[Face | None]:
-    """:func:`undistort_face` of each; None, and a warning once, where the distortion cannot be inverted."""
+    """:func:`undistort_face` of each; None where the distortion cannot be inverted, and a warning, once for each
+    calibration."""
     found: list[Face | None] = []
     for face in faces:
         try:
             found.append(undistort_face(face, calibration))
         except ValueError:
             found.append(None)
-            _warn_once("faces where the calibration's distortion cannot be inverted, near the border, are left out")
+            _warn_once(calibration)
     return found
 
 
-@cache
-def _warn_once(text: str) -> None:
-    logger.warning("%s", text)
+@lru_cache(8)
+def _warn_once(calibration: Calibration) -> None:
+    logger.warning("faces where the calibration's distortion cannot be inverted, near the border, are left out")
 
 
 def undistort_points(pixels: np.ndarray, calibration: Calibration) -> np.ndarray:
@@ -214,6 +231,9 @@ def undistort_points(pixels: np.ndarray, calibration: Calibration) -> np.ndarray
     Returns:
         (N, 2), NaN where the distortion cannot be inverted: beyond the calibrated field of view a model folds over.
     """
+    pixels = np.asarray(pixels, float).reshape(-1, 2)
+    if not len(pixels):
+        return pixels
     camera, lens, still = calibration.intrinsics, calibration.distortion, np.zeros(3)
     rays = np.ones((len(pixels), 3))
     rays[:, :2] = cv2.undistortPoints(pixels[:, None], camera, lens)[:, 0]

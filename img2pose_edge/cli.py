@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import io
 import json
 import logging
 import signal
@@ -25,7 +26,7 @@ from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
 from img2pose_edge.files import write_file
 from img2pose_edge.manifest import write_manifest
-from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 from img2pose_edge.progress import track
 
 
@@ -39,7 +40,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            matches = sorted(p for p in path.rglob("*") if is_image(p))
             if not matches:
                 raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
         elif path.exists() or not glob.has_magic(pattern):
@@ -67,7 +68,13 @@ def write_picture(path: Path, image: Any) -> None:
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")
-    write_file(path, cv2.imencode(suffix, image)[1].tobytes())
+    try:
+        done, data = cv2.imencode(suffix, image)
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"cannot write {path}: {suffix} does not hold a picture of {image.shape[1]}x{image.shape[0]}")
+    write_file(path, data.tobytes())
 
 
 def drawn_path(source: Path, out: Path, alone: bool) -> Path:
@@ -100,6 +107,8 @@ def detect(options: argparse.Namespace) -> int:
     sources = {path.resolve() for path in paths}
     if options.draw and options.draw.resolve() in sources:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
+    if options.json and (options.json.suffix.lower() in IMAGE_SUFFIXES or options.json.resolve() in sources):
+        raise ValueError(f"--json {options.json} is a picture, which results would replace: name another file")
     detector = detector_from(options)
     results, bad, taken = [], [], sources
     try:
@@ -133,6 +142,19 @@ def detect(options: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
+@contextmanager
+def stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which stops a service, ends what is done here as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def video(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.record import record
@@ -145,11 +167,9 @@ def video(options: argparse.Namespace) -> int:
     for path, suffix in ((options.csv, ".csv"), (options.jsonl, ".jsonl")):
         if path and path.suffix.lower() != suffix:
             raise ValueError(f"--{suffix[1:]} writes a file that ends in {suffix}, got {path}")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service that is stopped ends as by Ctrl-C
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
-    with open_senders(options.opentrack, options.osc) as send:
+    with stopped_as_by_ctrl_c(), open_senders(options.opentrack, options.osc) as send:
         done = record(
             Source(options.source),
             detector,
@@ -736,17 +756,21 @@ def log_to_stderr() -> Iterator[None]:
 
 
 EXTRAS = {
-    "train": ("torch", "torchvision", "lmdb", "onnx2torch"),
+    "train": ("torch", "torchvision", "lmdb", "onnx2torch", "scipy"),
     "export": ("onnx",),
     "quantize": ("torchao", "onnxscript"),
     "export-tflite": ("litert_torch",),
     "bench": ("matplotlib", "jinja2"),
+    "demo": ("skimage",),
 }
 """Modules that only some commands need, by what installs them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with log_to_stderr():
             return int(options.do(options))

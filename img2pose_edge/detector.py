@@ -70,8 +70,8 @@ class PoseDetector:
 
             if provider not in PROVIDERS:
                 choose_provider(provider)  # says which there are
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
+            raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
         self.engine = engine
         self.engine_options = engine_options
         self.threads = threads
@@ -246,10 +246,11 @@ def make_faces(
     size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
     rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
     if boxes is None:
-        boxes = project_face_box(rotation, translation, intrinsics)
+        with np.errstate(invalid="ignore"):
+            boxes = project_face_box(rotation, translation, intrinsics)
     else:
         boxes, merge_iou = boxes[:MAX_CANDIDATES] / np.tile(scale, 2), 0.0
-    has_box = np.isfinite(boxes).all(1)  # a face around the camera has none
+    has_box = np.isfinite(boxes).all(1)  # a face around the camera, or beside it, has none
     if not has_box.all():
         parts = scores, center, size, local, rotation, translation, boxes
         scores, center, size, local, rotation, translation, boxes = (part[has_box] for part in parts)

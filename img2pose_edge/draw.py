@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,16 +11,19 @@ import numpy as np
 from img2pose_edge import geometry
 from img2pose_edge.face import Face
 from img2pose_edge.pose_references import load_reference
+from img2pose_edge.preprocess import load_image
 
 BOX_COLOR = (80, 220, 60)
 AXIS_COLORS = ((60, 60, 240), (70, 200, 70), (240, 130, 40))  # x red, y green, z blue (BGR)
 MASK_COLOR = np.array([240.0, 215.0, 180.0])
 LIGHT = np.array([-0.35, -0.5, -0.79])
 SUBPIXEL_BITS = 4
+FARTHEST = 30000
+"""Pixels that OpenCV draws to."""
 
 
 def draw_faces(
-    image: np.ndarray,
+    image: Any,
     faces: Sequence[Face],
     *,
     mask: bool = True,
@@ -30,20 +34,25 @@ def draw_faces(
     """A copy of an image with its faces drawn, far ones first.
 
     Args:
-        image: (H, W, 3) uint8 BGR.
+        image: see :func:`img2pose_edge.preprocess.load_image`.
         faces: what was found in it.
         mask: render the dense mesh over each face.
         boxes: draw box and score.
         axes: draw the face frame at the nose: x red to image-right of a frontal face, y green down,
             z blue out of the face (the frame's -z).
         opacity: of the mask, 0 to 1.
+
+    Raises:
+        ValueError: if the opacity is wrong, and what ``load_image`` raises.
     """
-    picture = image.copy()
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must be between 0 and 1, got {opacity!r}")
+    picture = load_image(image).copy()
     ordered = sorted(faces, key=lambda f: -f.translation[2])
     if mask:
         for face in ordered:
             draw_mask(picture, face, opacity)
-    thickness = max(1, round(min(image.shape[:2]) / 400))
+    thickness = max(1, round(min(picture.shape[:2]) / 400))
     for face in ordered:
         if boxes:
             draw_box(picture, face, thickness)
@@ -93,7 +102,7 @@ def draw_mask(picture: np.ndarray, face: Face, opacity: float = 0.7) -> None:
 
 def draw_box(picture: np.ndarray, face: Face, thickness: int = 1) -> None:
     """Draw a face's projected box with its score above."""
-    x1, y1, x2, y2 = (round(float(v)) for v in face.box)
+    x1, y1, x2, y2 = (round(float(v)) for v in np.clip(face.box, -FARTHEST, FARTHEST))
     cv2.rectangle(picture, (x1, y1), (x2, y2), BOX_COLOR, thickness, cv2.LINE_AA)
     scale = min(0.6, max(0.3, (x2 - x1) / 180))
     if x2 - x1 >= 24:
@@ -109,7 +118,7 @@ def draw_axes(picture: np.ndarray, face: Face, thickness: int = 2, length: float
     points = geometry.project(np.vstack([nose, tips]), face.rotation, face.translation, face.intrinsics)
     if not np.isfinite(points).all():
         return
-    origin, *ends = [tuple(int(v) for v in np.clip(p.round(), -30000, 30000)) for p in points]
+    origin, *ends = [tuple(int(v) for v in np.clip(p.round(), -FARTHEST, FARTHEST)) for p in points]
     camera_depth = (tips @ face.rotation.T)[:, 2]
     for i in np.argsort(-camera_depth):
         cv2.line(picture, origin, ends[i], AXIS_COLORS[i], thickness, cv2.LINE_AA)

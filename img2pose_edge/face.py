@@ -82,9 +82,8 @@ class Face:
         }
 
     def __repr__(self) -> str:
-        x1, y1, x2, y2 = (round(float(v)) for v in self.box)
         return (
-            f"Face(score={self.score:.2f}, box=({x1}, {y1}, {x2}, {y2}), "
+            f"Face(score={self.score:.2f}, box=({', '.join(f'{v:.0f}' for v in self.box)}), "
             f"pitch={self.pitch:.1f}, yaw={self.yaw:.1f}, roll={self.roll:.1f}, "
             f"translation_mm=({', '.join(f'{v:.0f}' for v in self.translation_mm)}))"
         )

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either the old or the new content; missing folders are made."""
+    """Write ``data`` so that ``path`` holds either the old or the new content; missing folders are made.
+
+    A link stays one, and a file keeps its permissions; devices and pipes are written to.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
     try:
         partial.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+TINY = float(np.finfo(np.float32).tiny)
+
 Array = Any  # np.ndarray or torch.Tensor; a function returns the kind it was given
 
 FACE_UNIT_MM = 107.0
@@ -50,8 +52,10 @@ def namespace(array: Array) -> Any:
 
 
 def like(values: np.ndarray, example: Array) -> Array:
-    """``values`` as an array of the kind, dtype and device of ``example``."""
-    return values.astype(example.dtype) if namespace(example) is np else example.new_tensor(values.tolist())
+    """``values`` as an array of the kind, dtype (of whole numbers: as it is) and device of ``example``."""
+    if namespace(example) is np:
+        return values.astype(example.dtype) if example.dtype.kind == "f" else values
+    return example.new_tensor(values.tolist())
 
 
 def _eye_like(matrix: Array) -> Array:
@@ -154,7 +158,7 @@ def _rotvec(rotation: Array) -> Array:
         axis = rotation[..., [2, 0, 1], [1, 2, 0]] - rotation[..., [1, 2, 0], [2, 0, 1]]
         cosine = rotation[..., 0, 0] + rotation[..., 1, 1] + rotation[..., 2, 2] - 1
         if (cosine > 2 * np.cos(np.radians(160))).all():
-            sine = np.sqrt(_dot(axis, axis)) + np.finfo(axis.dtype).tiny
+            sine = np.sqrt(_dot(axis, axis)) + TINY
             return axis * (np.arctan2(sine, cosine) / sine)[..., None]
     return matrix_to_rotvec(rotation)
 
@@ -210,7 +214,7 @@ def matrix_to_angles(matrix: Array) -> Array:
         matrix: (..., 3, 3).
 
     Returns:
-        (..., 3) pitch, yaw, roll in degrees; yaw in [-90, 90], pitch and roll in (-180, 180].
+        (..., 3) pitch, yaw, roll in degrees; yaw in [-90, 90], pitch and roll in [-180, 180].
     """
     xp = namespace(matrix)
     r00, r01, r02 = matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 0, 2]
@@ -243,7 +247,8 @@ def default_intrinsics(width: float, height: float) -> np.ndarray:
 def check_intrinsics(intrinsics: Any) -> np.ndarray:
     """(3, 3) float64 camera matrix, or ``ValueError`` if it is none."""
     try:
-        camera = np.array(intrinsics, float)  # a copy: faces keep it
+        camera = np.array(intrinsics, float)  # a copy, read-only: all faces share it
+        camera.setflags(write=False)
     except (ValueError, TypeError):
         camera = np.empty(0)
     known = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera[[0, 1], [0, 1]] > 0).all()
@@ -453,7 +458,8 @@ def project_ellipsoid_box(
         rotation, translation, intrinsics: as in :func:`project`.
 
     Returns:
-        (..., 4) x1, y1, x2, y2 in pixels. The ellipsoid must lie in front of the camera.
+        (..., 4) x1, y1, x2, y2 in pixels. The ellipsoid must lie in front of the camera: of numpy's others the box is
+        NaN, of torch's anything.
     """
     xp = namespace(rotation)
     # The columns of K R, and K (R c + t).
@@ -466,6 +472,8 @@ def project_ellipsoid_box(
     column = middle * middle[..., 2:] - conic[..., 2]
     diagonal = middle * middle - conic.reshape((*conic.shape[:-2], 9))[..., ::4]
     depth = column[..., 2:]
+    if xp is np:
+        depth = np.where((depth > 0) & (middle[..., 2:] > 0), depth, np.nan)
     outline = column[..., :2] / depth
     half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)
     return xp.concatenate([outline - half, outline + half], axis=-1)

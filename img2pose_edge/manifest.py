@@ -170,15 +170,34 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         good = isinstance(value, (int, float)) and low <= value <= high
         return "" if good else f"{section}.{field} must be a number from {low:g} to {high:g}, got {value!r}"
 
+    def numbers(name: str, values: Any, count: int | None = None) -> str:
+        good = isinstance(values, list) and all(isinstance(v, int) and v > 0 for v in values)
+        good = good and (len(values) == count if count else bool(values))
+        return "" if good else f"{name} must be {count or 'some'} positive whole numbers, got {values!r}"
+
+    points = manifest.get("points68")
+    try:
+        posed = points is None or np.array(points, float).shape == (68, 3)
+    except (ValueError, TypeError):
+        posed = False
+    gain = manifest.get("score_gain", 0.0)
+    fixed = manifest["input"].get("fixed") if isinstance(manifest["input"], dict) else None
+    lists = manifest["outputs"].values() if isinstance(manifest["outputs"], dict) else []
+    named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
     kinds = list(manifest["outputs"]) if isinstance(manifest["outputs"], dict) else []
     order = "" if kinds in (["scores", "poses"], ["scores", "poses", "boxes"]) else "outputs must be scores, then poses"
     found = (
         number("input", "size", 1, 1e5),
         number("input", "multiple", 1, 1e5),
+        number("input", "shortest", 0, 1e5, 0),
+        "" if fixed is None else numbers("input.fixed", fixed, 2),
+        numbers("strides", manifest["strides"]) if kinds == ["scores", "poses"] else "",
         number("thresholds", "score", 0, 1),
         number("thresholds", "nms_iou", 0, 1),
         number("thresholds", "merge_iou", 0, 1, 0.0),
-        order,
+        "" if isinstance(gain, (int, float)) and abs(gain) < 100 else f"score_gain must be a number, got {gain!r}",
+        "" if posed else "points68 must be 68 points x, y, z",
+        order or ("" if named else "outputs must be lists of names"),
     )
     return [text for text in found if text]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from img2pose_edge.face import Face
-from img2pose_edge.geometry import FACE_UNIT_MM
+from img2pose_edge.geometry import FACE_UNIT_MM, check_intrinsics
 
 FRAMES = {"opencv": np.diag([1.0, 1, 1, 1]), "opengl": np.diag([1.0, -1, -1, 1])}
 """From OpenCV's frame (x right, y down, z forward) to each: OpenGL's has y up and z towards the viewer."""
@@ -59,13 +59,13 @@ def projection(intrinsics: np.ndarray, width: float, height: float, near: float,
         ``camera.projectionMatrix``, and its inverse in ``camera.projectionMatrixInverse``).
 
     Raises:
-        ValueError: if a side is not positive, or not ``0 < near < far < inf``.
+        ValueError: if a side is not positive, or not ``0 < near < far < inf``, or the intrinsics are no camera.
     """
-    if not (width > 0 and height > 0):
+    if not (0 < width < np.inf and 0 < height < np.inf):
         raise ValueError(f"width and height of an image must be positive, got {width!r} and {height!r}")
     if not 0 < near < far < np.inf:
         raise ValueError(f"near and far must be depths, 0 < near < far, got {near!r} and {far!r}")
-    (fx, skew, cx), (_, fy, cy), _ = np.asarray(intrinsics, float)
+    (fx, skew, cx), (_, fy, cy), _ = check_intrinsics(intrinsics)
     return np.array(
         [
             [2 * fx / width, -2 * skew / width, 1 - 2 * cx / width, 0],

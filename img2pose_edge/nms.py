@@ -11,7 +11,7 @@ def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, iou: float) -
 
     Args:
         boxes: (N, 4) x1, y1, x2, y2, pixels.
-        scores: (N,).
+        scores: (N,), positive: boxes of others go.
         iou: intersection over union, 0 to 1.
 
     Returns:

@@ -17,6 +17,11 @@ PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file in a folder is an image by its name; macOS keeps notes in ``._`` files beside them."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and path.is_file()
+
+
 def load_image(source: Any) -> np.ndarray:
     """An image in any accepted form as (H, W, 3) uint8 BGR.
 
@@ -34,6 +39,8 @@ def load_image(source: Any) -> np.ndarray:
         return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
+        if not str(source):
+            raise ValueError("the path of an image is empty")
         if path.is_dir():
             raise ValueError(f"{path} is a folder, not an image")
         if not path.exists():
@@ -44,10 +51,13 @@ def load_image(source: Any) -> np.ndarray:
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         from PIL import ImageOps
 
-        source = ImageOps.exif_transpose(source)
-        if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
-            return _from_array(np.asarray(source))
-        return cv2.cvtColor(np.asarray(source.convert("RGB")), cv2.COLOR_RGB2BGR)
+        try:
+            source = ImageOps.exif_transpose(source)
+            if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
+                return _from_array(np.asarray(source))
+            return _from_array(np.ascontiguousarray(np.asarray(source.convert("RGB"))[..., ::-1]))
+        except OSError as error:
+            raise ValueError(f"the PIL image cannot be read: {error}") from error
     kind = f"{type(source).__module__}.{type(source).__name__}"
     raise TypeError(f"an image must be a path, bytes, numpy array or PIL image, got {kind}")
 

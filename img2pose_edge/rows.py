@@ -35,7 +35,9 @@ def face_row(
     numbers = (
         *face.box.round(2), *face.angles.round(3), *face.pose[:3].round(6), *face.translation_mm.round(2)
     )  # fmt: skip
-    values = (image, frame, time, id, round(face.score, 4), *map(float, numbers))
+    frame, id = (None if number is None else int(number) for number in (frame, id))  # numpy's, too
+    time = None if time is None else float(time)
+    values = (image, frame, time, id, round(float(face.score), 4), *map(float, numbers))
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -87,7 +89,8 @@ class RowWriter:
             image = os.fsencode(image).decode(errors="replace")  # names of files need not be UTF-8
         if image and image.splitlines() != [image]:
             raise ValueError(f"an image's name in a table must be one line, got {image!r}")
-        rows = [face_row(f, image, frame, time, i) for f, i in zip(faces, ids or [None] * len(faces), strict=True)]
+        given = [None] * len(faces) if ids is None else ids
+        rows = [face_row(f, image, frame, time, i) for f, i in zip(faces, given, strict=True)]
         text = io.StringIO()
         if self._csv:
             csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
@@ -125,7 +128,11 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
     path = Path(path)
     suffix = table_suffix(path)
     # A line without its end was being written when the program stopped.
-    lines = path.read_bytes().rpartition(b"\n")[0].decode().split("\n")
+    try:
+        lines = path.read_bytes().rpartition(b"\n")[0].decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no table of faces: it is not UTF-8 text") from error
+    lines[-1] = lines[-1].removesuffix("\r")
     if suffix == ".csv":
         header, *lines = lines
         if header and header != ",".join(COLUMNS):
@@ -136,7 +143,7 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
             continue
         try:
             row = _from_csv(line) if suffix == ".csv" else json.loads(line)
-            if tuple(row) != COLUMNS:
+            if not isinstance(row, dict) or tuple(row) != COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is no row: {error}") from error

@@ -23,6 +23,10 @@ Send = Callable[[Sequence[Face], Sequence[int] | None], None]
 """Takes the faces of a frame, and their ids if they are tracked."""
 
 
+CLOSED = errno.EBADF, errno.ENOTSOCK
+"""What a socket that is closed says, the second one on Windows."""
+
+
 class Lossy(AbstractContextManager["Lossy"]):
     """What is sent in it may be lost, as datagrams may: a network that is away is told once, and no error."""
 
@@ -30,7 +34,7 @@ class Lossy(AbstractContextManager["Lossy"]):
         self._address, self._told = address, False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> bool:
-        if not isinstance(error, OSError) or error.errno == errno.EBADF:  # the last one: it is closed
+        if not isinstance(error, OSError) or error.errno in CLOSED:
             self._told = self._told and error is not None
             return False
         if not self._told:
@@ -193,7 +197,7 @@ def open_senders(opentrack: str | None, osc: str | None) -> Iterator[list[Send]]
     """
     with ExitStack() as opened:
         send: list[Send] = []
-        if opentrack:
+        if opentrack is not None:
             sender, head = opened.enter_context(OpenTrackSender(opentrack)), MainHead()
 
             def send_head(faces: Sequence[Face], ids: Sequence[int] | None) -> None:
@@ -202,7 +206,7 @@ def open_senders(opentrack: str | None, osc: str | None) -> Iterator[list[Send]]
                     sender.send(face)
 
             send.append(send_head)
-        if osc:
+        if osc is not None:
             send.append(opened.enter_context(OscSender(osc)).send)
         yield send
 
@@ -215,6 +219,8 @@ def find_host(host: str, port: int) -> Any:
     """
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    except UnicodeError as error:
+        raise OSError(f"host {host} is not known: it is no name of one") from error
     except OSError as error:
         raise OSError(f"host {host} is not known: {error.strerror}") from error
 

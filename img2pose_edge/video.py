@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import re
 import threading
@@ -24,7 +25,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge.files import open_to_write
-from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,11 @@ LEAST_SHARE = 0.9
 FEW = 5
 """Frames that may be missing at the end without a word: counts and durations are not that exact."""
 LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
-SECRETS = re.compile(r"\b(user-pw|pwd|pass|passwd|password|token|key|secret)(\s*=\s*)[^&\s!]+", re.IGNORECASE)
+SECRETS = re.compile(
+    r"\b((?:[\w-]*[_-])?(?:token|(?:api)?key|secret|pass(?:wd|word|phrase)?|pwd|pw|auth|sig(?:nature)?))(\s*=\s*)"
+    r"(?:\"[^\"]*\"|'[^']*'|[^&\s!]+)",
+    re.IGNORECASE,
+)
 """Of addresses' queries and of pipelines' properties."""
 WEB = re.compile(r"^https?://", re.IGNORECASE)
 TICK = Fraction(1, 90000)
@@ -84,8 +89,10 @@ class Source:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be opened, or holds no frames.
+            ValueError: if it cannot be opened, or holds no frames, or the rate is wrong.
         """
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise ValueError(f"rate must be a positive number of frames a second, got {rate!r}")
         self._address = str(source)
         if not self._address:
             raise ValueError("the source is empty: a file, folder, camera number, address or pipeline is wanted")
@@ -95,11 +102,11 @@ class Source:
         self._paths: list[Path] = []
         self.frames: int | None = None
         self.live = False
-        self._endless = False
+        self._endless = self._begun = False
         path = Path(self._address)
-        camera = isinstance(source, int) or self._address.isdigit()
+        camera = is_camera(source)
         if not camera and path.is_dir():
-            self._paths = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=_counted)
+            self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
             if not self._paths:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             self.frames, self.rate = len(self._paths), rate
@@ -156,7 +163,6 @@ class Source:
 
     def __iter__(self) -> Iterator[Frame]:
         shape: tuple[int, ...] | None = None
-        seen = 0
         while not self._stop.is_set():
             frame = self._frames.get()
             if frame is None or isinstance(frame, Exception):
@@ -169,9 +175,9 @@ class Source:
                 shape = frame.image.shape
             if frame.image.shape != shape:
                 raise ValueError(changed(self.name, frame.index, frame.image.shape[1::-1], shape[1::-1]))
-            seen += 1
+            self._begun = True
             yield frame
-        if not seen and not self._stop.is_set():
+        if not self._begun and not self._stop.is_set():
             raise ValueError(f"{self.name} holds no frames that can be read{self._codec()}")
 
     def _codec(self) -> str:
@@ -204,7 +210,7 @@ class Source:
 
     def _grab(self) -> Iterator[Frame]:
         assert self._capture
-        began, last = time.monotonic(), -1.0
+        began, last = time.perf_counter(), -1.0  # the other clock has ticks of 16 ms on Windows
         index = 0
         sizes = iter(()) if self.live else coded_sizes(Path(self._address))
         first = size = next(sizes, None)
@@ -214,9 +220,12 @@ class Source:
                 break
             if size and first and size != first:
                 raise ValueError(changed(self.name, index, size, first))
-            moment = time.monotonic() - began if self.live else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-            if not self.live and moment <= last:  # containers without a clock say 0 for every frame
-                moment = round(last + 1 / self.rate, 9) if last >= 0 else 0.0
+            if self.live:
+                moment = max(time.perf_counter() - began, last + 1e-6)
+            else:
+                moment = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+                if moment <= last:  # containers without a clock say 0 for every frame
+                    moment = round(last + 1 / self.rate, 9) if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
             size = next(sizes, size)
@@ -298,6 +307,14 @@ def shown_seconds(path: Path) -> float | None:
     return None
 
 
+def is_camera(source: str | Path | int) -> bool:
+    """Whether a source is the number of a camera: a whole one, or its digits where no file has that name."""
+    if isinstance(source, bool):
+        raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
+    digits = isinstance(source, str) and source.isdecimal()
+    return isinstance(source, int) or (digits and not Path(source).exists())
+
+
 def without_password(text: str) -> str:
     """Addresses in a text without the user, password and keys that they may hold."""
     text = re.sub(r"//[^/\s]*@", "//", text)
@@ -336,7 +353,7 @@ class VideoWriter:
 
         Raises:
             ImportError: without PyAV.
-            ValueError: if the suffix is another, or this PyAV cannot encode.
+            ValueError: if the suffix is another, this PyAV cannot encode, or size or rate are wrong.
             OSError: if it cannot be written.
         """
         try:
@@ -344,12 +361,16 @@ class VideoWriter:
         except ImportError as error:
             raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
         check_video_suffix(path)
+        if min(size) < 2:
+            raise ValueError(f"a video's frames are at least 2x2 pixels, got {size[1]}x{size[0]}")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate must be a positive number of frames a second, got {rate!r}")
         try:
             av.codec.Codec(ENCODER, "w")
         except ValueError as error:
             raise ValueError(f"cannot write {path}: this PyAV has no {ENCODER}, as the wheel on PyPI has") from error
         self._av: Any = av
-        self.path = path
+        self.path, self._size = path, tuple(size)
         options = {"flush_packets": "1"}  # FFmpeg would keep up to 256 KB, and lose the error of a full disk with it
         if path.suffix.lower() == ".mp4":
             options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
@@ -401,8 +422,14 @@ class VideoWriter:
         """Add an (H, W, 3) uint8 BGR frame shown from ``moment`` on, seconds.
 
         Raises:
+            ValueError: if it has another size or dtype, or the moment is not finite.
             OSError: if it cannot be written (the disk is full).
         """
+        if image.shape != (*self._size, 3) or image.dtype != np.uint8:
+            wanted = f"({self._size[0]}, {self._size[1]}, 3) uint8"
+            raise ValueError(f"frames of {self.path} are {wanted}, got {image.shape} {image.dtype}")
+        if not math.isfinite(moment):
+            raise ValueError(f"a frame's time must be finite, got {moment!r}")
         try:
             self._worker.submit(self._write, image, moment).result()
         except self._av.FFmpegError as error:
@@ -458,3 +485,5 @@ class VideoWriter:
             file.close()
             if self._sound:
                 self._sound[0].close()
+            if self._last < 0:  # no frame came: an empty file plays nowhere
+                self.path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def read_faces(labels: Path) -> list[dict]:
             camera = geometry.default_intrinsics(record["width"], record["height"])
             for face in record["faces"]:
                 if "angles" in face and not face.get("ignore"):
-                    faces.append({**face, "K": camera, "set": record["image"].split("/")[1]})
+                    faces.append({**face, "K": camera})
     return faces
 
 

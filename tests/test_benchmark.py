@@ -180,6 +180,8 @@ def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_
         "SCRFD-500M: no file",
         "b66: no file",
         "yunet_n.onnx is not a model that ONNX",
+        "the full model: it is not bundled",
+        "AP by attribute: no file",
     ):
         assert text in missing
     assert "MediaPipe detection" in missing  # it is not installed here
@@ -213,6 +215,10 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path, capsys: Capture) -> None
         BenchOptions(threads=(4096,))
     with pytest.raises(ValueError, match=r"faces must hold 1, .* got 0, 10"):
         BenchOptions(faces=(0, 10))
+    with pytest.raises(ValueError, match="sizes must be different numbers, got 640, 640"):
+        BenchOptions(sizes=(640, 640))
+    with pytest.raises(ValueError, match="sizes must be at least 32, got 0"):
+        BenchOptions(sizes=(0,))
     for folder in ("before", "after"):
         shutil.copytree(MODELS, tmp_path / folder, ignore=shutil.ignore_patterns("*.tflite", "edge-s*", "*-ov*"))
     both = tuple(str(tmp_path / folder / "edge-n.onnx") for folder in ("before", "after"))
@@ -238,8 +244,8 @@ def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
     (tmp_path / "python").chmod(0o755)
     contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
     died = r"edge-n onnxruntime 320: its process died: out of luck"
-    with Process(contender, str(tmp_path / "python")) as process, pytest.raises(ContenderError, match=died):
-        process.load(1, [])
+    with Process(contender, str(tmp_path / "python"), 1, []) as process, pytest.raises(ContenderError, match=died):
+        process.load()
     missing: list[str] = []
     assert time_contenders([contender], 1, [1], 1, {"onnxruntime": str(tmp_path / "python")}, missing) == {}
     assert len(missing) == 1
@@ -270,11 +276,65 @@ def test_a_damaged_table_costs_its_own_set_alone(evaluation_data: Path) -> None:
     assert any("pointing04" in line and "pan_deg" in line for line in missing)
 
 
+def test_a_damaged_row_costs_itself_alone(evaluation_data: Path) -> None:
+    truth = evaluation_data / "wider" / "ground_truth.jsonl"
+    truth.write_text(truth.read_text() + '\n{"image": \n{"image": "x.png", "boxes_xywh": [], "easy": [3]}\n')
+    table = evaluation_data / "pointing04" / "labels.csv"
+    table.write_text(table.read_text() + "one.png,x\none.png,nan\n")
+    missing: list[str] = []
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
+    assert found["wider"]["ap_easy"] == pytest.approx(1)
+    assert (found["wider"]["images"], found["pointing04"]["faces"]) == (1, 1)
+    assert found["wider"]["measured"] == contender.name
+    for name in ("ground_truth.jsonl", "labels.csv"):
+        assert sum(name in line and ", line " in line for line in missing) == 2, missing
+    table.write_text("image,pan_deg\n")
+    missing.clear()
+    assert "pointing04" not in measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
+    assert any("lists no image" in line for line in missing)
+
+
+def test_a_model_that_fails_on_a_set_is_named_and_another_engine_tried(
+    evaluation_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    second = dataclasses.replace(first, engine="openvino")
+
+    def ask(self: Process, what: str, **given: Any) -> dict[str, Any]:
+        if self.contender == first:
+            names = given["sets"]
+            return {"accuracy": {}, "problems": [f"{first.name} on it: no"], "failed": names}
+        return {"accuracy": {name: {"faces": 1} for name in given["sets"]}, "problems": [], "failed": []}
+
+    monkeypatch.setattr(Process, "load", lambda self: {})
+    monkeypatch.setattr(Process, "ask", ask)
+    missing: list[str] = []
+    found = measure_accuracy([first, second], evaluation_data, {}, missing)
+    assert found[first.name] == found[second.name]
+    assert found[first.name]["wider"] == {"faces": 1, "measured": second.name}
+
+
+def test_equal_contenders_take_the_same_time_where_no_face_is() -> None:
+    """As what a pose network beside leaves in memory once changed what preparing an image took."""
+    folder = shared("peers/scrfd_500m_kps.onnx").parent
+    beside = str(folder / "headpose_b66.onnx")
+    alone = Contender("S", False, str(folder / "scrfd_500m_kps.onnx"), "onnxruntime", "fp32", 640, "none")
+    contenders = [alone, dataclasses.replace(alone, pose="b66", head_pose=beside)]
+    missing: list[str] = []
+    found = time_contenders(contenders, 1, [0, 1], 8, {}, missing)
+    assert missing == []
+    first, second = (found[c.name]["faces"]["0"]["whole_ms"] for c in contenders)
+    assert first == pytest.approx(second, rel=0.2)
+
+
 def test_a_model_whose_work_cannot_be_counted_is_still_listed(tmp_path: Path) -> None:
     (tmp_path / "odd.onnx").write_bytes(b"no model")
     missing: list[str] = []
     odd = Contender("odd", False, str(tmp_path / "odd.onnx"), "onnxruntime", "fp32", 640, "none")
-    assert weigh(odd, missing) == {"bytes": 8, "macs": None}
+    found = weigh(odd, missing)
+    assert (found["bytes"], found["macs"]) == (8, None)
+    assert list(found["sha256"]) == ["odd.onnx"]
     assert "odd.onnx" in missing[0]
 
 
@@ -333,7 +393,8 @@ def test_peers_find_the_same_in_either_engine() -> None:
         assert first.score == pytest.approx(second.score, abs=1e-4)
     missing: list[str] = []
     names = [c.name for c in peer_contenders(folder, [640, 320], missing)]
-    assert len(names) == len(set(names)) == 28
+    assert len(names) == len(set(names)) == 40
+    assert {"YuNet onnxruntime 640", "YuNet + PnP onnxruntime 640", "YuNet + b66 onnxruntime 640"} <= set(names)
     assert missing == []
 
 

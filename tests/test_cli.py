@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,8 @@ import numpy as np
 import pytest
 
 from img2pose_edge import PoseDetector
-from img2pose_edge.cli import main
+from img2pose_edge.cli import main, write_picture
+from img2pose_edge.files import write_file
 
 
 @pytest.fixture
@@ -47,6 +53,46 @@ def test_a_folder_with_bad_files_goes_on_and_tells(
     assert [len(r["faces"]) for r in results] == [1, 1, 0]
     assert set(results[0]["faces"][0]) >= {"score", "box", "pose", "pitch", "yaw", "roll", "translation_mm"}
     assert len(list((tmp_path / "drawn").iterdir())) == 3, "two files of one name keep a drawing each"
+
+
+def test_results_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "a.jpg").read_bytes()
+    assert main(["detect", str(folder / "sky.png"), "--json", str(folder / "a.jpg")]) == 1  # --json *.jpg
+    assert "is a picture, which results would replace" in capsys.readouterr().err
+    assert (folder / "a.jpg").read_bytes() == before
+
+
+def test_a_name_that_the_terminal_cannot_show_stops_nothing(folder: Path) -> None:
+    shutil.copy(folder / "sky.png", folder / "日本.png")
+    command = [sys.executable, "-m", "img2pose_edge", "detect", str(folder / "日本.png"), str(folder / "sky.png")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, check=True)
+    assert rb"\u65e5\u672c.png: 0 faces" in done.stdout
+    assert b"sky.png: 0 faces" in done.stdout
+
+
+def test_a_picture_too_wide_for_its_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"wide\.jpg: \.jpg does not hold a picture of 66000x8"):
+        write_picture(tmp_path / "wide.jpg", np.zeros((8, 66000, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_keeps_links_permissions_and_pipes(tmp_path: Path) -> None:
+    real, link, pipe = (tmp_path / name for name in ("real.json", "link.json", "pipe"))
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    write_file(link, b"new")
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(pipe.read_bytes)
+        write_file(pipe, b"through")
+        assert reading.result() == b"through"
+    assert pipe.is_fifo()
+    write_file(tmp_path / f"{'n' * 250}.txt", b"a name as long as names may be")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_drawings_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -321,6 +321,34 @@ def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     assert 0 < np.degrees(geometry.geodesic_distance(merged.rotation, plain.rotation)) < 5
 
 
+def test_a_face_beside_the_camera_has_no_box() -> None:
+    """Its ellipsoid crosses the camera's plane: what is seen of it has no end."""
+    rotation, camera = np.eye(3), geometry.default_intrinsics(640, 480)
+    assert np.isnan(project_face_box(rotation, np.array([2.0, 0, 0.5]), camera)).all()
+    assert np.isfinite(project_face_box(rotation, np.array([2.0, 0, 4]), camera)).all()
+    whole = project_face_box(np.eye(3, dtype=int), np.array([0, 0, 8.0]), camera)
+    np.testing.assert_allclose(whole, project_face_box(rotation, np.array([0, 0, 8.0]), camera))
+    np.testing.assert_allclose(geometry.compose_pose(np.eye(3, dtype=int), np.array([0, 0, 8.0])), [0, 0, 0, 0, 0, 8])
+
+
+def test_faces_cannot_change_their_detector(astronaut: np.ndarray) -> None:
+    camera = geometry.default_intrinsics(512, 512)
+    (face,) = PoseDetector(intrinsics=camera)(astronaut)
+    with pytest.raises(ValueError, match="read-only"):
+        face.intrinsics *= 2  # type: ignore[misc]
+
+
+def test_pil_images_are_checked_as_others(tmp_path: Path, astronaut: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="4x4 pixels: no face fits"):
+        load_image(PIL.Image.new("RGB", (4, 4)))
+    cv2.imwrite(str(tmp_path / "a.jpg"), astronaut)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:9000])
+    with pytest.raises(ValueError, match=r"the PIL image cannot be read: .*truncated"):
+        load_image(PIL.Image.open(tmp_path / "cut.jpg"))
+    with pytest.raises(ValueError, match="path of an image is empty"):
+        load_image("")
+
+
 def test_nms_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = np.array([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30.0]])
     assert non_maximum_suppression(boxes, np.array([0.5, 0.9, 0.3]), 0.4).tolist() == [1, 2]
@@ -464,8 +492,8 @@ def test_bad_options_are_named(options: dict, message: str, astronaut: np.ndarra
 
 
 def test_options_are_judged_before_the_first_picture() -> None:
-    for options in ({"threads": 0}, {"engine": "onnxruntime:abacus"}):
-        with pytest.raises(ValueError, match=r"threads must be at least 1|onnxruntime:abacus"):
+    for options in ({"threads": 0}, {"threads": 2.5}, {"engine": "onnxruntime:abacus"}):
+        with pytest.raises(ValueError, match=r"threads must be an integer of at least 1|onnxruntime:abacus"):
             PoseDetector(**options)  # type: ignore[arg-type]
 
 
@@ -534,6 +562,11 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
         ({"thresholds": []}, "thresholds.score must be"),
         ({"input": {"size": 640, "multiple": 0}}, "input.multiple must be a number from 1"),
         ({"outputs": {"poses": [], "scores": []}}, "outputs must be scores, then poses"),
+        ({"outputs": {"scores": 3, "poses": []}}, "outputs must be lists of names"),
+        ({"strides": None}, "strides must be some positive whole numbers, got None"),
+        ({"input": {"size": 640, "multiple": 32, "fixed": [480]}}, "input.fixed must be 2 positive whole numbers"),
+        ({"score_gain": "big"}, "score_gain must be a number, got 'big'"),
+        ({"points68": [[1, 2]]}, "points68 must be 68 points"),
     ):
         manifest.write_text(json.dumps(json.loads(whole) | change))
         with pytest.raises(ValueError, match=message):
@@ -552,8 +585,8 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, time, numpy, cv2; t = time.perf_counter(); import img2pose_edge;"
-        "print(time.perf_counter() - t, 'torch' in sys.modules, 'onnxruntime' in sys.modules)"
+        "import sys, time, numpy, cv2; t = time.process_time(); import img2pose_edge;"
+        "print(time.process_time() - t, 'torch' in sys.modules, 'onnxruntime' in sys.modules)"
     )
     runs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

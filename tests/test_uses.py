@@ -275,6 +275,26 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert path.read_bytes().endswith(b"\n")
 
 
+def test_a_table_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "faces.csv"
+    with RowWriter(path) as out:
+        out.write(FACES, image="a.jpg")
+    rows = read_rows(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_rows(path) == rows
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_numbers_of_numpy_are_numbers(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"faces{suffix}"
+    with RowWriter(path) as out:
+        out.write(FACES[:1], frame=np.int64(3), time=np.float32(0.5), ids=np.array([0]))
+        out.write(FACES, ids=np.arange(len(FACES)))
+    rows = read_rows(path)
+    assert [row["id"] for row in rows] == [0, *range(len(FACES))]
+    assert (rows[0]["frame"], rows[0]["time"]) == (3, 0.5)
+
+
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.csv or \.jsonl, got .*faces\.xls"):
         RowWriter(tmp_path / "faces.xls")
@@ -289,6 +309,12 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
     other.write_text("name,age\nx,3\n")
     with pytest.raises(ValueError, match="no table of faces: its columns are name,age"):
         read_rows(other)
+    other.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"other\.csv is no table of faces: it is not UTF-8"):
+        read_rows(other)
+    (tmp_path / "list.jsonl").write_text(json.dumps(COLUMNS) + "\n")
+    with pytest.raises(ValueError, match="line 1 is no row"):
+        read_rows(tmp_path / "list.jsonl")
     with RowWriter(tmp_path / "bad.csv") as out:
         out.write(FACES[:1])
     text = (tmp_path / "bad.csv").read_text()
@@ -356,6 +382,10 @@ def test_wrong_matrices_are_named() -> None:
             projection(K, 640, 480, near, far)
     with pytest.raises(ValueError, match="must be positive, got 0 and 480"):
         projection(K, 0, 480, 1, 2)
+    with pytest.raises(ValueError, match="must be positive, got inf"):
+        projection(K, np.inf, 480, 1, 2)
+    with pytest.raises(ValueError, match="3x3 camera matrix"):
+        projection(np.eye(4), 640, 480, 1, 2)
 
 
 # --- calibrated cameras ---
@@ -531,6 +561,28 @@ def test_calibrations_of_ros_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.distortion, LENS)
 
 
+def test_calibrations_with_rows_or_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "camera.json"
+    names = ("image_width", "image_height", "camera_matrix", "distortion_coefficients")
+    values = (1280, 720, CAMERA.tolist(), LENS.tolist())
+    path.write_text(json.dumps(dict(zip(names, values, strict=True))))
+    np.testing.assert_array_equal(read_calibration(path).intrinsics, CAMERA + HALF_PIXEL)
+    path.write_bytes(b"\xef\xbb\xbf" + ROS.encode())
+    np.testing.assert_array_equal(read_calibration(path).distortion, LENS)
+
+
+def test_a_calibration_keeps_its_numbers() -> None:
+    lens = LENS.copy()
+    found = Calibration(CAMERA, 1280, 720, lens)
+    lens[0] = 9
+    np.testing.assert_array_equal(found.distortion, LENS)
+    for width in (float("nan"), 640.5, "640"):
+        with pytest.raises(ValueError, match="width and height are whole pixels"):
+            Calibration(CAMERA, width, 480)  # type: ignore[arg-type]
+    assert undistort_points(np.empty((0, 2)), found).shape == (0, 2)
+    assert undistort_points(np.array([[640, 360]]), found).shape == (1, 2)
+
+
 def test_a_calibration_scales_with_the_whole_image_only() -> None:
     half = CALIBRATION.for_size(640, 360)
     np.testing.assert_allclose(half.intrinsics, [[350, 0, 327.5], [0, 352.5, 175], [0, 0, 1]])
@@ -538,6 +590,9 @@ def test_a_calibration_scales_with_the_whole_image_only() -> None:
     assert (half.width, half.height) == (640, 360)
     assert CALIBRATION.for_size(1280, 720) is CALIBRATION
     assert CALIBRATION.for_size(427, 240).width == 427  # 426.67 rounded
+    assert Calibration(K, 320, 180).for_size(1280, 718).height == 718  # 179.5 rounded, when it was calibrated
+    with pytest.raises(ValueError, match="width and height are positive, got 0x0"):
+        CALIBRATION.for_size(0, 0)
     with pytest.raises(ValueError, match="is for images of 1280x720, this one is 640x480"):
         CALIBRATION.for_size(640, 480)
 
@@ -560,7 +615,12 @@ def test_wrong_calibrations_are_named(tmp_path: Path) -> None:
         "finite distortion coefficients": ROS.replace("[-0.28, 0.09, 0.0008, -0.0012, -0.01]", "[0.1, 0.2]"),
         "positive focal": ROS.replace("700.0", "-700.0"),
         r"camera\.yaml: ": ROS.replace("0, 0, 1]", "0, 0]"),
-        "image size must be positive": ROS.replace("1280", "0"),
+        "width and height are whole pixels, got 0x720": ROS.replace("1280", "0"),
+        "whole numbers, got 1280.5": ROS.replace("1280", "1280.5"),
+        "camera_matrix holds something that is no number": ROS.replace("700.0", "abc"),
+        "distortion_coefficients holds something that is no number": ROS.replace("0.09", '"0.09"'),
+        "image_width holds something that is no number": ROS.replace("1280", "wide"),
+        "nine numbers, got 8": ROS.replace("700.0, ", ""),
     }
     for message, text in wrong.items():
         path.write_text(text)
@@ -702,6 +762,10 @@ def test_addresses() -> None:
     for wrong in ("4242", "host", "host:", ":4242", "host:x", "host:0", "host:65536", "::1:4242", "[]:4242"):
         with pytest.raises(ValueError, match="an address is HOST:PORT"):
             parse_address(wrong)
+    with pytest.raises(OSError, match=r"host a\.\.b is not known"):
+        OpenTrackSender("a..b:4242")
+    with pytest.raises(ValueError, match="an address is HOST:PORT"), senders.open_senders("", None):
+        pass
 
 
 # --- packages that are not there ---

@@ -139,6 +139,9 @@ def test_addresses_are_told_without_passwords(monkeypatch: pytest.MonkeyPatch) -
         ("http://cam/video.cgi?user=a&pwd=secret&n=1", "http://cam/video.cgi?user=a&pwd=…&n=1"),
         ("rtspsrc location=rtsp://cam user-pw=secret ! appsink", "rtspsrc location=rtsp://cam user-pw=… ! appsink"),
         ("http://cam/monkey=1", "http://cam/monkey=1"),
+        ("http://cam/?access_token=abc&n=1", "http://cam/?access_token=…&n=1"),
+        ("http://cam/?apikey=abc&auth=b&x-api-key=c", "http://cam/?apikey=…&auth=…&x-api-key=…"),
+        ('rtspsrc user-pw="my secret pass" ! appsink', "rtspsrc user-pw=… ! appsink"),
     ],
 )
 def test_no_secret_of_an_address_is_told(address: str, told: str) -> None:
@@ -196,9 +199,21 @@ def test_a_few_missing_frames_are_told_too(
 def test_a_short_video_that_lacks_little_is_broken_off_all_the_same(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("img2pose_edge.video.LEAST_SHARE", 1.01)  # as if more frames were promised than there are
-    with Source(clip) as source, pytest.raises(ValueError, match="ends after 30 of 30 frames"):
+    monkeypatch.setattr(Source, "_open", promise(34))
+    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: None)
+    with Source(clip) as source, pytest.raises(ValueError, match="ends after 30 of 34 frames"):
         list(source)
+
+
+def promise(frames: int) -> Any:
+    """``Source._open`` of files that claim to hold so many frames."""
+    real = Source._open
+
+    def open_promising(self: Source, *given: Any) -> None:
+        real(self, *given)
+        self.frames = frames
+
+    return open_promising
 
 
 def test_a_long_last_frame_is_no_missing_one(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +225,7 @@ def test_a_long_last_frame_is_no_missing_one(clip: Path, monkeypatch: pytest.Mon
 def test_a_source_that_was_read_ends_again(clip: Path) -> None:
     with Source(clip) as source:
         assert len(list(source)) == 30
-        with pytest.raises(ValueError, match="holds no frames"):
-            list(source)
+        assert list(source) == []
 
 
 def test_leaving_early_ends_the_thread(clip: Path) -> None:
@@ -730,17 +744,47 @@ def test_a_matroska_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         list(Source(cut))
 
 
-def test_an_empty_source_is_refused() -> None:
+def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the source is empty"):
         Source("")
+    with pytest.raises(ValueError, match="got True"):
+        Source(True)
+    for rate in (0, float("nan"), "25"):
+        with pytest.raises(ValueError, match="rate must be a positive number of frames a second"):
+            Source(tmp_path, rate)  # type: ignore[arg-type]
 
 
-def test_smoothed_faces_obey_the_threshold(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
-    monkeypatch.setattr("img2pose_edge.tracking.PoseTracker", lambda **options: begun.append(options) or PoseTracker())
-    table = str(tmp_path / "a.csv")
-    assert main(["video", str(people), "--csv", table, "--smooth", "--score-threshold", "0.3", "--threads", "1"]) == 0
-    assert begun == [{"sure_score": 0.3}]
+def test_a_folder_may_have_a_number_for_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "2024").mkdir()
+    cv2.imwrite(str(tmp_path / "2024" / "a.png"), numbered(3))
+    (tmp_path / "2024" / "._a.png").write_bytes(b"what macOS keeps beside it")
+    (tmp_path / "2024" / "folder.jpg").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("2024", Path("2024")):
+        with Source(source) as frames:
+            assert [number_of(frame.image) for frame in frames] == [3]
+
+
+def test_times_of_a_live_source_advance_where_the_clock_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr("img2pose_edge.video.time.perf_counter", lambda: 5.0)
+    moments = []
+    with Source("0") as source, pytest.raises(ValueError, match="gives no more frames"):
+        moments += [frame.time for frame in source]
+    assert all(b > a for a, b in pairwise(moments))
+
+
+def test_a_writer_names_frames_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    for size, rate, what in (((1, 1), 25, "at least 2x2"), ((48, 64), float("inf"), "rate must be a positive")):
+        with pytest.raises(ValueError, match=what):
+            VideoWriter(path, size, rate)
+    with VideoWriter(path, (48, 64), 25) as writer:
+        with pytest.raises(ValueError, match=r"are \(48, 64, 3\) uint8, got \(64, 48, 3\) uint8"):
+            writer.write(np.zeros((64, 48, 3), np.uint8), 0.0)
+        with pytest.raises(ValueError, match="time must be finite"):
+            writer.write(np.zeros((48, 64, 3), np.uint8), float("nan"))
+    assert not path.exists(), "a video without frames"
 
 
 def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.senders import Send
-from img2pose_edge.video import Source, without_password
+from img2pose_edge.video import Source, is_camera, without_password
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Capture:
             for call in self.send:
                 call(looked.faces, looked.ids)
             now = time.monotonic()
-            period = now - last if number < 2 else 0.9 * period + 0.1 * (now - last)
+            period = max(now - last if number < 2 else 0.9 * period + 0.1 * (now - last), 1e-3)
             last = now
             message = {
                 "type": "frame",
@@ -183,7 +183,7 @@ def encode(image: np.ndarray) -> bytes:
 
 def source_name(source: str) -> str:
     """What the page calls a source; of a file its name alone."""
-    if source.isdigit():
+    if is_camera(source):
         return f"camera {source}"
     path = Path(source)
     name = path.name if path.exists() else without_password(source)

@@ -103,7 +103,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket on which nothing else listens."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error}") from error
 
 
