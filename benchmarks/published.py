@@ -131,7 +131,7 @@ def evaluate_aflw2000_official(detect: Detect, root: Path, points68: np.ndarray 
 
 
 def _read_numbers(path: Path, count: int, what: str) -> np.ndarray:
-    words = require(path).read_text().split()
+    words = require(path).read_text(encoding="utf-8").split()
     try:
         numbers = np.array(words, float)
     except ValueError as error:
@@ -175,7 +175,7 @@ def biwi_frames(root: Path, frames: Path | None = None) -> list[Path]:
             raise FileNotFoundError(f"evaluation data lacks {root / '01' / 'frame_*_rgb.png'} and the like")
         return found
     listed = []
-    for number, line in enumerate(require(frames).read_text().splitlines(), 1):
+    for number, line in enumerate(require(frames).read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         parts = Path(line.split()[0]).parts

@@ -80,7 +80,7 @@ def choose_photos(wider: Path, count: int) -> list[Path]:
     if not listed.is_file():
         raise FileNotFoundError(f"no {listed}: --data names the folder of the evaluation sets")
     suitable = []
-    for record in map(json.loads, listed.read_text().splitlines()):
+    for record in map(json.loads, listed.read_text(encoding="utf-8").splitlines()):
         heights = np.array(record["boxes_xywh"]).reshape(-1, 4)[:, 3] * 640 / record["width"]
         if 1 <= len(heights) <= MOST_FACES and heights.min() >= SMALLEST and record["width"] >= record["height"]:
             suitable.append(wider / record["image"])

@@ -504,7 +504,9 @@ def add_frame_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
     )
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="OpenCV's YAML or XML of the camera")
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="of the camera, as OpenCV (YAML, XML, JSON) or ROS wrote it"
+    )
 
 
 def add_sender_options(parser: argparse.ArgumentParser) -> None:
@@ -587,7 +589,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(do=annotate)
 
     p = commands.add_parser("train", help="train a network, or go on with an interrupted run")
-    p.add_argument("--data", type=Path, required=True, help="folder with labels.jsonl and images/, or .lmdb")
+    p.add_argument(
+        "--data", type=Path, required=True, help="folder with labels.jsonl and the images it names, or .lmdb"
+    )
     p.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder for checkpoints and metrics.csv")
     p.add_argument(
         "--network",
@@ -775,7 +779,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with log_to_stderr():
             return int(options.do(options))
     except ModuleNotFoundError as error:
-        extra = next((extra for extra, modules in EXTRAS.items() if error.name in modules), None)
+        command = options.do.__name__
+        own = {"export": "export", "quantize": "quantize", "sensitivity": "quantize"}.get(
+            command
+        )  # they need torch, too
+        extra = next((own or extra for extra, modules in EXTRAS.items() if error.name in modules), None)
         print(f"error: {error}" + (f' (pip install "img2pose-edge[{extra}]")' if extra else ""), file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError, TypeError) as error:

@@ -35,7 +35,7 @@ MIRROR_68 = np.array(
 def read_faces(labels: Path) -> list[dict]:
     """Faces of ``labels.jsonl`` that carry angles, each with its image's camera as ``K``."""
     faces = []
-    with labels.open() as lines:
+    with labels.open(encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
             camera = geometry.default_intrinsics(record["width"], record["height"])

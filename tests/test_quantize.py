@@ -319,7 +319,7 @@ def test_a_tflite_model_has_one_size(tmp_path: Path, astronaut: np.ndarray) -> N
     np.testing.assert_allclose(scale, 1, atol=0.01)
     (ours,), (theirs,) = detector(astronaut), PoseDetector("edge-n")(astronaut)  # shrunk to fit
     assert pairwise_iou(ours.box[None], theirs.box[None]) > 0.85
-    with pytest.raises(ValueError, match=r"engine 'onnxruntime' does not run n\.tflite: tflite does"):
+    with pytest.raises(ValueError, match=r"engine 'onnxruntime' does not run n\.tflite: use tflite"):
         PoseDetector(tmp_path / "n.tflite", engine="onnxruntime")(astronaut)
 
 

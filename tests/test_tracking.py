@@ -239,14 +239,14 @@ def test_a_face_survives_ten_lost_frames_and_keeps_its_id() -> None:
     assert not result.lost
 
 
-def test_ten_frames_may_be_lost_at_24_a_second() -> None:
+def test_eleven_frames_may_be_lost_at_24_a_second() -> None:
     tracker = PoseTracker()
     face = see([320, 240], 60, [0, 10, 0])
     one(tracker.update(face, 0.0))
     one(tracker.update(face, 1 / 24))
-    for k in range(2, 12):
+    for k in range(2, 13):
         assert tracker.update([], k / 24) == []
-    assert one(tracker.update(face, 12 / 24)).id == 0
+    assert one(tracker.update(face, 13 / 24)).id == 0
 
 
 def test_a_face_unseen_for_longer_than_patience_is_a_new_one() -> None:

@@ -46,9 +46,11 @@ def choose_engine(name: str, model: Model) -> tuple[str, str]:
     readers = READERS.get(model.path.suffix, ())
     chosen, _, provider = (readers[0] if name == "auto" and readers else name).partition(":")
     if chosen not in ("auto", *ENGINES) or (provider and chosen != "onnxruntime"):
-        raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}")
+        more = "onnxruntime:PROVIDER (cpu, cuda, tensorrt, xnnpack, coreml)"
+        raise ValueError(f"unknown engine {name!r}: choose one of auto, {', '.join(ENGINES)}, {more}")
     if chosen not in readers:
-        raise ValueError(f"engine {name!r} does not run {model.path.name}: {', '.join(readers) or 'none'} does")
+        use = f"use {' or '.join(readers)}" if readers else "none does"
+        raise ValueError(f"engine {name!r} does not run {model.path.name}: {use}")
     return chosen, provider
 
 

@@ -23,7 +23,7 @@ CENTRED_FACE = 0.78125
 LEAST_SEEN = 0.5
 """Faces of which less than this share of the box lies in the training picture are ignored."""
 LYING = 120.0
-"""Most degrees by which pictures of people who lie or bend down are turned, either way."""
+"""Most degrees by which pictures of people lying or bending down are turned, either way."""
 EYES_COVERED = 0.35
 """Share of covered faces whose eyes are covered, not one of their sides."""
 EYES = [*range(17, 27), *range(36, 48), 29]
@@ -357,7 +357,7 @@ class Composer:
         return self._paste(canvas, index, placement)
 
     def _lie(self, degrees: float, rng: np.random.Generator) -> float:
-        """Turn of a picture in degrees, here and there that of one of people who lie."""
+        """Turn of a picture in degrees, here and there that of one of people lying down."""
         return float(rng.uniform(-LYING, LYING)) if rng.random() < self.strength.lying else degrees
 
     def _close_up(self, tile: np.ndarray, rng: np.random.Generator) -> tuple[Faces, np.ndarray]:

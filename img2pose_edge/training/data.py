@@ -67,7 +67,7 @@ class Record:
 
 
 MOST_SPREAD = 18.0
-"""Degrees of disagreement beyond which a label says nothing of the rotation: teachers see people who lie as upright."""
+"""Degrees of disagreement beyond which a label says nothing of the rotation: teachers see who lies down as upright."""
 LEVEL = 30.0
 """Tilt, degrees, up to which a pan angle is a yaw."""
 
@@ -154,9 +154,11 @@ def read_records(labels: Path) -> list[Record]:
         ValueError: naming file and line, if a line is not a valid record.
     """
     if not labels.is_file():
-        raise FileNotFoundError(f"no labels file {labels}: --data expects a folder with labels.jsonl and images/")
+        raise FileNotFoundError(
+            f"no labels file {labels}: --data expects a folder with labels.jsonl and the images it names"
+        )
     records = []
-    with labels.open() as lines:
+    with labels.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 records.append(make_record(json.loads(line)))

@@ -101,7 +101,7 @@ class EdgeObjective(Objective):
             return edge_loss(scores, poses, batch, STRIDES)
         teacher = self.teachers[int(torch.randint(len(self.teachers), ()))]
         hints = teacher(batch, cells)
-        # Few photographs that a teacher has seen show people who lie: of their faces it says nothing.
+        # Few photographs that a teacher has seen show people lying down: of their faces it says nothing.
         lying = batch.select(batch.local[:, 1, 1] < LEAST_UPRIGHT)
         hints = replace(hints, known=hints.known & ~covered_cells(lying, cells))
         if hints.boxes is not None:
