@@ -25,7 +25,7 @@ bench: .venv/.dev
 # Beside our models: peers, whose models are the user's, and MediaPipe, which wants another numpy and so a venv of its own.
 benchmark: .venv/.dev .cache/mediapipe/.done
 	$(BIN)/img2pose-edge bench --data $(DATA)/eval --peers $(DATA)/../peers \
-		--mediapipe .cache/mediapipe/bin/python --report docs/benchmark.html
+		--mediapipe .cache/mediapipe/bin/python --rounds 12 --report docs/benchmark.html
 
 .cache/mediapipe/.done: pyproject.toml
 	$(PYTHON) -m venv .cache/mediapipe

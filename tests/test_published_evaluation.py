@@ -432,7 +432,10 @@ def test_wider_evaluates_on_the_official_layout(wider: Path) -> None:
 def test_wider_missing_files_are_named(wider: Path) -> None:
     (wider / "WIDER_val" / "images" / "0--Parade" / "0_Parade_b_2.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"0_Parade_b_2\.jpg"):
-        wider_records(wider)
+        evaluate_wider(lambda image, threshold: [], wider)
+    problems: list[str] = []
+    assert evaluate_wider(lambda image, threshold: [], wider, problems)["images"] > 0, "the rest is measured"
+    assert any("0_Parade_b_2.jpg" in line for line in problems)
     (wider / "ground_truth" / "wider_easy_val.mat").unlink()
     with pytest.raises(FileNotFoundError, match=r"wider_easy_val\.mat"):
         wider_records(wider)

@@ -148,22 +148,22 @@ function stopFigures() {
 
 // --- photographs ---------------------------------------------------------------------------------
 
-let asked = 0; // photographs; the answer to one that another has followed, or that was left, is too late
+let photographs = 0; // asked about; the answer to one that another has followed, or that was left, is too late
 async function detect(file) {
   if (!file) return;
-  const number = ++asked;
+  const number = ++photographs;
   if (file.size > MAX_BYTES) return notice(`${file.name} is too large: at most ${MAX_BYTES / 2 ** 20} MiB.`, 6);
   try {
     const message = await request("detect", file); // first: it tells best what is wrong
     const picture = await createImageBitmap(file);
-    if (number !== asked) return;
+    if (number !== photographs) return;
     photograph = file;
     byId("back").hidden = false;
     stopFigures();
     notice(message.note);
     show(message, picture);
   } catch (error) {
-    if (number === asked) notice(`${file.name}: ${error.message}`, 6);
+    if (number === photographs) notice(`${file.name}: ${error.message}`, 6);
   }
 }
 
@@ -173,7 +173,7 @@ byId("file").onchange = ({ target }) => {
   target.value = "";
 };
 byId("back").onclick = () => {
-  asked++;
+  photographs++;
   photograph = null;
   byId("back").hidden = true;
   notice("");
