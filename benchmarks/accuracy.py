@@ -76,6 +76,13 @@ def require(path: Path) -> Path:
     return path
 
 
+def raise_or_add(text: str, problems: list[str] | None, error: Exception) -> None:
+    """Add what is wrong to the ``problems``; where none are kept it is a ``ValueError``."""
+    if problems is None:
+        raise ValueError(text) from error
+    problems.append(text)
+
+
 def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None) -> list[dict[str, Any]]:
     """Rows of a table with ``image`` and ``columns`` of finite numbers.
 
@@ -96,10 +103,7 @@ def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None
                     raise ValueError(f"its numbers are not finite: {numbers}")
                 rows.append({"image": row["image"], **numbers})
             except (ValueError, KeyError, TypeError) as error:
-                text = f"{path}, line {reader.line_num}: {error!r}"
-                if problems is None:
-                    raise ValueError(text) from error
-                problems.append(text)
+                raise_or_add(f"{path}, line {reader.line_num}: {error!r}", problems, error)
     return rows
 
 
@@ -187,10 +191,7 @@ def wider_records(root: Path, problems: list[str] | None = None) -> list[dict[st
                 record["image"] + ""
                 found.append(record)
             except (ValueError, KeyError, TypeError) as error:
-                text = f"{listing}, line {number} is no record: {error!r}"
-                if problems is None:
-                    raise ValueError(text) from error
-                problems.append(text)
+                raise_or_add(f"{listing}, line {number} is no record: {error!r}", problems, error)
         return found
     folders = [root / "ground_truth", root / "eval_tools" / "ground_truth"]
     truth = next((folder for folder in folders if folder.is_dir()), None)
