@@ -15,6 +15,8 @@ from img2pose_edge.preprocess import load_image
 TEMPLATE_SIZE = 112
 MOST = 32767
 """Pixels of a side that OpenCV warps."""
+FINEST = 8192
+"""Pixels of a side of the crop before it is averaged down: 200 MB."""
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
@@ -36,7 +38,7 @@ def align_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: float 
         (size, size, 3) uint8 BGR, black beyond the image.
 
     Raises:
-        ValueError: naming the size or margin that is wrong, and what ``load_image`` raises.
+        ValueError: naming the size, margin or pose that is wrong, and what ``load_image`` raises.
     """
     return _warp(load_image(image), alignment(face, size, margin), size)
 
@@ -46,7 +48,7 @@ def alignment(face: Face, size: int = TEMPLATE_SIZE, margin: float = 0.0) -> np.
 
     Pixels are counted from the corner of the top-left one (``geometry.py``); ``cv2.warpAffine`` counts from its middle.
     """
-    _check(size, margin)
+    _check(face, size, margin)
     points = load_reference().detector_points5.astype(float)
     seen = geometry.project(points, face.rotation, face.translation, face.intrinsics)
     target = (TEMPLATE / TEMPLATE_SIZE + margin) * (size / (1 + 2 * margin))
@@ -83,7 +85,7 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
     Raises:
         ValueError: as :func:`align_face`.
     """
-    _check(size, margin)
+    _check(face, size, margin)
     local = face.local_rotation
     roll = np.arctan2(-local[0, 1], local[1, 1])
     center, apparent, _ = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)
@@ -95,7 +97,9 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
     return _warp(load_image(image), np.column_stack([turn, size / 2 - turn @ middle]), size)
 
 
-def _check(size: int, margin: float) -> None:
+def _check(face: Face, size: int, margin: float) -> None:
+    if not np.isfinite(face.pose).all():
+        raise ValueError(f"the face has no finite pose: {face.pose}")
     if not isinstance(size, (int, np.integer)) or not 0 < size <= MOST:
         raise ValueError(f"size of a crop must be an integer from 1 to {MOST}, got {size!r}")
     if not isinstance(margin, (int, float, np.number)) or not 0 <= margin < np.inf:
@@ -104,11 +108,9 @@ def _check(size: int, margin: float) -> None:
 
 def _warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Crop by a similarity between corner-counted pixels. Large faces are averaged down, else they would alias."""
-    if not np.isfinite(matrix).all():
-        raise ValueError("the face has no finite pose")
     scale = np.hypot(matrix[0, 0], matrix[1, 0])
     factor = max(1, min(int(1 / max(scale, 1e-9)), MOST // size))
-    if factor * size > 2 * max(image.shape[:2]):  # mostly beyond the image: that is smaller
+    if factor * size > min(2 * max(image.shape[:2]), FINEST):  # mostly beyond the image, which is smaller, or huge
         smaller = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         matrix = matrix * [*(np.array(image.shape[1::-1]) / smaller), 1]
         image, factor = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), 1

@@ -768,6 +768,8 @@ EXTRAS = {
     "demo": ("skimage",),
 }
 """Modules that only some commands need, by what installs them."""
+OWN_EXTRAS = {"export": "export", "quantize": "quantize", "sensitivity": "quantize"}
+"""Of commands that need torch as training does, and more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -779,10 +781,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with log_to_stderr():
             return int(options.do(options))
     except ModuleNotFoundError as error:
-        command = options.do.__name__
-        own = {"export": "export", "quantize": "quantize", "sensitivity": "quantize"}.get(
-            command
-        )  # they need torch, too
+        own = OWN_EXTRAS.get(options.do.__name__)
         extra = next((own or extra for extra, modules in EXTRAS.items() if error.name in modules), None)
         print(f"error: {error}" + (f' (pip install "img2pose-edge[{extra}]")' if extra else ""), file=sys.stderr)
         return 1

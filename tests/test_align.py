@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -102,6 +104,8 @@ def test_any_margin_is_cut_without_much_memory(margin: float) -> None:
     if margin < 1e9:
         scale = np.linalg.norm(alignment(face, margin=margin)[:, 0])
         assert crop[..., 0].sum() / 255 == pytest.approx(640 * 480 * scale**2, rel=0.25)
+    with pytest.raises(ValueError, match="no finite pose"):
+        align_face(white, replace(face, pose=np.full(6, np.nan), rotation=np.full((3, 3), np.nan)))
     with pytest.raises(ValueError, match="size of a crop must be an integer from 1 to 32767"):
         align_face(white, face, 10**6)
 
