@@ -34,7 +34,8 @@ class Shared:
 
     @property
     def free(self) -> bool:
-        """Whether some reader has a step for each channel (depthwise), or none (an output, which stays float)."""
+        """Whether some reader has a step for each channel (depthwise), or rounds its weights by what they
+        do together (an output: :mod:`rounding`)."""
         return self.output or any(reader.groups > 1 for reader in self.readers)
 
 

@@ -16,7 +16,7 @@ INPUT_ZERO = 128
 LEAST = 64
 """Height and width that a quantized graph takes at least, in torch."""
 OUTPUT_LAYERS = ("score", "pose")
-"""Stay float: 255 steps would round a rotation by a degree, and they cost nothing."""
+"""Weights in int8, maps in float: 255 steps of those would round a rotation by a degree."""
 
 
 def fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:

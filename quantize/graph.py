@@ -2,7 +2,7 @@
 
 Batch norms are folded, the network is exported, and its convolutions and additions are annotated: int8 weights with a
 step for every output channel, int8 activations with one step a tensor (Jacob et al., CVPR 2018), of the kinds that
-every engine computes exactly with (:mod:`steps`). Score and pose maps are float.
+every engine computes exactly with (:mod:`steps`). Score and pose maps, sums of such products, are float.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
 
 try:
+    from img2pose_edge.quantize.rounding import round_outputs
     from img2pose_edge.quantize.steps import HIGHEST, LOWEST, ActivationStep, ChannelStep
     from torchao.quantization.pt2e import FakeQuantize, allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -74,7 +75,7 @@ class EdgeQuantizer(Quantizer):
         self.pixels = FixedQParamsQuantizationSpec(
             torch.int8, 1 / PIXEL_STD, 0, LOWEST, HIGHEST, torch.per_tensor_affine
         )
-        self.float_layers = {*OUTPUT_LAYERS, *float_layers}
+        self.float_layers = set(float_layers)
 
     def annotate(self, model: GraphModule) -> GraphModule:
         convolutions = [n for n in model.graph.nodes if n.target is CONV]
@@ -85,6 +86,9 @@ class EdgeQuantizer(Quantizer):
             if layer_name(node) not in self.float_layers:
                 source, weight = node.args[:2]
                 given = self.pixels if node is convolutions[0] else self.activation
+                if layer_name(node) in OUTPUT_LAYERS:
+                    self._note(node, {source: given, weight: self.weight}, None)
+                    continue
                 (relu,) = node.users
                 assert relu.target in RELUS
                 is_term = any(reader.target is ADD for reader in relu.users)
@@ -152,7 +156,8 @@ def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: C
         raise ValueError("calibration needs pictures, got none")
     if min(side for picture in pictures for side in picture.shape[:2]) < LEAST:
         raise ValueError(f"pictures to quantize by must be at least {LEAST} pixels high and wide")
-    return calibrate(prepare(equalize(FoldedNet(network).eval(), pictures), float_layers), pictures)
+    folded = round_outputs(equalize(FoldedNet(network).eval(), pictures), pictures, but=float_layers)
+    return calibrate(prepare(folded, float_layers), pictures)
 
 
 def convert(graph: GraphModule, fold: bool = True) -> GraphModule:

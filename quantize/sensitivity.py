@@ -23,7 +23,7 @@ FACE_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding one convolution's weights and output changes in the cells of faces, on average.
+    """What rounding one convolution's weights and output (of output layers: weights) changes in the cells of faces, on average.
 
     ``score``: probability; ``centre``: strides; ``size``: of the apparent size, relative; ``angle``: degrees.
     """
@@ -56,24 +56,24 @@ def sensitivities(checkpoint: Path, pictures: Iterable[np.ndarray]) -> list[Sens
     expected = [cells(graph, picture) for picture in shown]
     if not sum(len(scores[scores > FACE_SCORE]) for scores, _ in expected):
         raise ValueError("the pictures show no face: sensitivity is measured on faces")
+    layers: dict[str, list[FakeQuantize]] = {}
+    for node in graph.graph.nodes:
+        if node.target is CONV:  # an output layer is there once for each stride
+            layers.setdefault(layer_name(node), []).extend(own_rounding(graph, node))
     found = []
-    for node in track([n for n in graph.graph.nodes if n.target is CONV], "sensitivity"):
-        own = own_rounding(graph, node)
+    for layer, own in track(layers.items(), "sensitivity"):
         for module in own:
             module.enable_fake_quant()
-        if own:
-            found.append(compare(layer_name(node), expected, [cells(graph, picture) for picture in shown]))
+        found.append(compare(layer, expected, [cells(graph, picture) for picture in shown]))
         for module in own:
             module.disable_fake_quant()
     return sorted(found, key=lambda s: -s.angle)
 
 
 def own_rounding(graph: GraphModule, convolution: Node) -> list[FakeQuantize]:
-    """Modules that round a convolution's weights and its output behind the ReLU; none if it stays float."""
+    """Modules that round a convolution's weights, and its output behind the ReLU if there is one."""
     weight = convolution.args[1]
     assert isinstance(weight, Node)
-    if weight.op == "get_attr":
-        return []
     relu = next(iter(convolution.users))
     nodes = [weight, *(user for user in relu.users if user.op == "call_module")]
     modules = [graph.get_submodule(str(node.target)) for node in nodes]

@@ -32,6 +32,7 @@ from img2pose_edge.quantize.graph import (
     load_quantized,
     quantize_checkpoint,
 )
+from img2pose_edge.quantize.rounding import round_together
 from img2pose_edge.quantize.sensitivity import sensitivities
 from img2pose_edge.quantize.steps import ActivationStep, ChannelStep
 from torch.fx import GraphModule, Node
@@ -103,10 +104,34 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     kinds = [n for n in signed.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
     weights = [constants[n.input[0]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(w.dtype == np.int8 for w in weights)
-    assert len(weights) == 49, "all but the last convolutions"
+    assert len(weights) == 51
     scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
     assert signed.ByteSize() < 1e6
+
+
+def test_weights_of_the_outputs_are_rounded_together() -> None:
+    torch.manual_seed(0)
+    seen = (torch.randn(400, 8) @ torch.randn(8, 24)).relu() + 0.1 * torch.rand(400, 24)
+    layer = torch.nn.Conv2d(24, 3, 1)
+    before, bias = (values.detach().clone() for values in (layer.weight.flatten(1), layer.bias))  # type: ignore[union-attr]
+    observer = ChannelStep()
+    observer(layer.weight)
+    step = observer.step
+    with torch.no_grad():
+        round_together(layer, seen.double())
+    after = layer.weight.detach().flatten(1)
+    torch.testing.assert_close(after / step[:, None], (after / step[:, None]).round())
+    observer(layer.weight)
+    assert torch.equal(observer.step, step), "rounded again, nothing changes"
+    nearest = (before / step[:, None]).round() * step[:, None]
+    expected = seen @ before.T + bias
+    assert layer.bias is not None
+    errors = [(seen @ w.T + b - expected).square().mean() for w, b in ((after, layer.bias.detach()), (nearest, bias))]
+    assert errors[0] < 0.5 * errors[1]
+    with torch.no_grad():
+        round_together(layer, torch.ones(1, 24, dtype=torch.float64))  # too little to go by
+    torch.testing.assert_close(layer.weight.flatten(1), after)
 
 
 def test_unsigned_activations_change_no_value(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
@@ -135,7 +160,7 @@ def test_steps_are_exact_in_float32(graph: GraphModule) -> None:
     assert len(steps) > 50
     assert all(float(np.log2(step)).is_integer() for step in steps)
     weights = [buffer for name, buffer in graph.named_buffers() if name.startswith("_scale")]
-    assert len(weights) == 49, "all but the last convolutions"
+    assert len(weights) == 51
     odd = torch.cat([torch.frexp(step).mantissa for step in weights]) * 32
     assert (odd == odd.round()).all()
     assert (odd % 2 == 1).all()
@@ -270,7 +295,7 @@ def test_a_model_that_finds_something_else_is_not_written(
 
 
 def test_layers_stay_float_on_demand(pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray) -> None:
-    kept = ["laterals.0.0", "pose_tower.depthwise.2"]
+    kept = ["laterals.0.0", "pose_tower.depthwise.2", "pose"]
     save_checkpoint(quantize_checkpoint(CHECKPOINT, pictures, kept), tmp_path / "mixed.pt")
     export_model(tmp_path / "mixed.pt", tmp_path / "mixed.onnx", ExportOptions(precision="int8"))
     model = onnx.load(tmp_path / "mixed.onnx")
@@ -278,7 +303,7 @@ def test_layers_stay_float_on_demand(pictures: list[np.ndarray], tmp_path: Path,
     floats = [
         n for n in model.graph.node if n.op_type == "Conv" and constants.get(n.input[1]) == onnx.TensorProto.FLOAT
     ]
-    assert len(floats) == len(kept) + 6  # the last convolutions at three strides
+    assert len(floats) == len(kept) + 2  # an output layer is there for each stride
     with pytest.raises(ValueError, match=r"no layer stem\.7 to keep in float"):
         quantize_checkpoint(CHECKPOINT, pictures, ["stem.7"])
 
@@ -287,7 +312,7 @@ def test_sensitivity_names_the_layers(
     pictures: list[np.ndarray], tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = sensitivities(CHECKPOINT, pictures)
-    assert len(found) == 49
+    assert len(found) == len({s.layer for s in found}) == 51
     assert [s.angle for s in found] == sorted((s.angle for s in found), reverse=True)
     towers = {s.layer: s for s in found if s.layer.startswith(("score_tower", "pose_tower"))}
     assert towers["score_tower.depthwise.0"].angle < 1e-3 < towers["pose_tower.depthwise.1"].angle
