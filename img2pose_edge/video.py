@@ -26,6 +26,7 @@ import numpy as np
 
 from img2pose_edge.files import open_to_write
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
+from img2pose_edge.sound import open_sound
 
 logger = logging.getLogger(__name__)
 
@@ -349,7 +350,7 @@ class VideoWriter:
             path: ending in .mp4 or .mkv.
             size: height and width, pixels; an odd last row or column is left out, as H.264 has none.
             rate: frames a second, about.
-            sound: file whose first audio stream is copied.
+            sound: file whose first audio stream it gets (:mod:`img2pose_edge.sound`).
 
         Raises:
             ImportError: without PyAV.
@@ -383,34 +384,11 @@ class VideoWriter:
         self._height, self._width = size[0] - size[0] % 2, size[1] - size[1] % 2
         self._video.width, self._video.height, self._video.pix_fmt = self._width, self._height, "yuv420p"
         self._video.codec_context.time_base = self._video.time_base = TICK
-        self._sound = self._open_sound(sound)
+        self._sound = open_sound(sound, path, self._file) if sound else None
         self._last = -1
         # Ctrl-C interrupts the main thread alone: one that came between encoding and writing would lose frames, and
         # with a key frame all those after it.
         self._worker = ThreadPoolExecutor(1, "writing")
-
-    def _open_sound(self, path: Path | None) -> Any:
-        if path is None:
-            return None
-        try:
-            container = self._av.open(str(path))
-        except self._av.FFmpegError as error:  # OpenCV could read it
-            logger.warning("%s has no sound: %s", self.path, error)
-            return None
-        if not container.streams.audio:
-            container.close()
-            return None
-        given = container.streams.audio[0]
-        try:
-            copied = self._file.add_stream_from_template(given)
-        except ValueError as error:  # of a kind that this container does not take
-            container.close()
-            logger.warning("%s has no sound: %s", self.path, error)
-            return None
-        # Frames count from the first one shown, which in some containers is not at zero.
-        video = container.streams.video[0] if container.streams.video else None
-        begins = float(video.start_time * video.time_base) if video and video.start_time else 0.0
-        return container, iter(container.demux(given)), copied, [], begins
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -441,31 +419,9 @@ class VideoWriter:
         frame.pts, frame.time_base = self._last, TICK
         for packet in self._video.encode(frame):
             self._file.mux(packet)
-        self._copy_sound(moment)
-
-    def _copy_sound(self, until: float) -> None:
-        if not self._sound:
-            return
-        _, packets, stream, waiting, begins = self._sound
-        while True:
-            try:
-                packet = waiting.pop() if waiting else next(packets, None)
-            except self._av.FFmpegError as error:  # the pictures are whole all the same
-                logger.warning("the sound of %s ends at %.1f s: %s", self.path, until, error)
-                self._sound[0].close()
-                self._sound = None
-                return
-            if packet is None or packet.dts is None:
-                return
-            if float(packet.dts * packet.time_base) - begins > until:
-                waiting.append(packet)
-                return
-            earlier = round(begins / packet.time_base)
-            if earlier and packet.dts < earlier:
-                continue  # before the first frame
-            packet.dts, packet.pts = packet.dts - earlier, packet.pts - earlier
-            packet.stream = stream
-            self._file.mux(packet)
+        if self._sound and not self._sound.write(moment):
+            self._sound.close()
+            self._sound = None
 
     def close(self) -> None:
         """Write what is left; the file is complete then."""
@@ -481,9 +437,11 @@ class VideoWriter:
         try:
             for packet in self._video.encode(None):
                 file.mux(packet)
+            if self._sound:
+                self._sound.finish()
         finally:
             file.close()
             if self._sound:
-                self._sound[0].close()
+                self._sound.close()
             if self._last < 0:  # no frame came: an empty file plays nowhere
                 self.path.unlink(missing_ok=True)

@@ -23,7 +23,8 @@ FACE_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What rounding one convolution's weights and output (of output layers: weights) changes in the cells of faces, on average.
+    """What rounding one convolution's weights and output (an output layer's weights) changes in the cells of faces, on
+    average.
 
     ``score``: probability; ``centre``: strides; ``size``: of the apparent size, relative; ``angle``: degrees.
     """

@@ -1,0 +1,130 @@
+"""The sound of a file beside a new video: copied, or encoded as AAC where nobody plays its kind in such a video."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+ENCODER: Final = "aac"
+
+
+def open_sound(source: Path, out: Path, file: Any) -> Sound | None:
+    """The first audio stream of ``source`` as a new stream of ``file``, PyAV's container that is written to ``out``;
+    none if there is none, or none that can be read (said so)."""
+    import av
+
+    try:
+        container: Any = av.open(str(source))
+    except av.FFmpegError as error:  # OpenCV could read it
+        logger.warning("%s has no sound: %s", out, error)
+        return None
+    if not container.streams.audio:
+        container.close()
+        return None
+    try:
+        return Sound(container, out, file)
+    except (ValueError, av.FFmpegError) as error:
+        container.close()
+        logger.warning("%s has no sound: %s", out, error)
+        return None
+
+
+class Sound:
+    """A stream that is written along with the pictures."""
+
+    def __init__(self, container: Any, out: Path, file: Any) -> None:
+        """
+        Args:
+            container: PyAV's, read from; closed with this.
+            out: where ``file`` is written.
+            file: PyAV's container that the stream is added to.
+
+        Raises:
+            ValueError: if it takes no such sound.
+        """
+        given = container.streams.audio[0]
+        self._source, self._file = container, file
+        self._packets: Iterator[Any] = iter(container.demux(given))
+        self._waiting: Any = None
+        # Frames count from the first one shown, which in some containers is not at zero.
+        video = container.streams.video[0] if container.streams.video else None
+        self._begins = float(video.start_time * video.time_base) if video and video.start_time else 0.0
+        self._resampler: Any = None
+        if out.suffix.lower() == ".mp4" and given.codec_context.name.startswith("pcm_"):
+            self._stream = self._encoded(given)
+        else:
+            try:
+                self._stream = file.add_stream_from_template(given)
+            except ValueError:  # of a kind that this container does not take
+                self._stream = self._encoded(given)
+
+    def _encoded(self, given: Any) -> Any:
+        import av
+
+        rates = [rate for rate in av.codec.Codec(ENCODER, "w").audio_rates or [] if rate >= given.rate]
+        stream: Any = self._file.add_stream(
+            ENCODER, rate=min(rates, default=48000), layout="mono" if given.channels == 1 else "stereo"
+        )
+        stream.codec_context.open()  # which tells how many samples it wants at once
+        wanted = stream.codec_context
+        self._resampler = av.AudioResampler(wanted.format, wanted.layout, wanted.rate, wanted.frame_size)
+        return stream
+
+    def write(self, until: float) -> bool:
+        """Add what is heard up to a time, seconds; false if the sound breaks off there (said so).
+
+        Raises:
+            av.FFmpegError: if it cannot be written.
+        """
+        for part in self._read(until):
+            if part is None:
+                return False
+            self._add(part)
+        return True
+
+    def _read(self, until: float) -> Iterator[Any]:
+        """Packets, or decoded frames where they are encoded anew; ``None`` where it breaks off."""
+        import av
+
+        try:
+            while True:
+                packet = self._waiting or next(self._packets, None)
+                self._waiting = None
+                if packet is None or packet.dts is None:
+                    return
+                seconds = float(packet.dts * packet.time_base) - self._begins
+                if seconds > until:
+                    self._waiting = packet
+                    return
+                if seconds >= 0 or not self._begins:  # what was before the first frame is left out
+                    yield from [packet] if self._resampler is None else packet.decode()
+        except av.FFmpegError as error:  # the pictures are whole all the same
+            logger.warning("the sound of %s ends at %.1f s: %s", self._file.name, until, error)
+            yield None
+
+    def _add(self, part: Any) -> None:
+        earlier = round(self._begins / part.time_base)
+        part.pts -= earlier
+        if self._resampler is not None:
+            self._encode(part)
+            return
+        part.dts -= earlier
+        part.stream = self._stream
+        self._file.mux(part)
+
+    def _encode(self, frame: Any) -> None:
+        for part in self._resampler.resample(frame):
+            self._file.mux(self._stream.encode(part))
+
+    def finish(self) -> None:
+        """Add the rest of what was written."""
+        if self._resampler is not None:
+            self._encode(None)
+            self._file.mux(self._stream.encode(None))
+
+    def close(self) -> None:
+        self._source.close()
