@@ -20,13 +20,16 @@ def quantized_onnx(graph: GraphModule, names: list[str], for_openvino: bool = Fa
     """A quantized graph with outputs of these names: int8 weights, uint8 activations, pixels as they come.
 
     Args:
-        for_openvino: int8 activations and the pixels' normalization as they are. OpenVINO's first convolution is an
-            integer one only behind a quantization of floats, and its unsigned zero points cost more.
+        for_openvino: int8 activations and the pixels' normalization as they are (OpenVINO's first convolution is an
+            integer one only behind a quantization of floats, and its unsigned zero points cost more), and
+            :func:`copy_terms`.
     """
     model = to_onnx(graph, names)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     quantized = {o for node in model.graph.node if node.op_type == "DequantizeLinear" for o in node.output}
-    if not for_openvino:
+    if for_openvino:
+        copy_terms(model.graph)
+    else:
         model = unsigned_activations(model)
         if first.input[0] in quantized:  # the first convolution was not left in float
             model = take_pixels(model)
@@ -34,6 +37,29 @@ def quantized_onnx(graph: GraphModule, names: list[str], for_openvino: bool = Fa
     for node in model.graph.node:
         del node.metadata_props[:]  # where in the source each came from: a third of the file
     return model
+
+
+def copy_terms(graph: onnx.GraphProto) -> None:
+    """Let dense residual blocks, ``x + relu(conv(x))``, add to a copy of ``x``, resized by 1.
+
+    OpenVINO's convolutions add what they give to the other term, in place, which takes no time. Where they read that
+    very term they cannot, and a pass over both tensors follows: it takes three times as long as the copy.
+    """
+    writer = {output: node for node in graph.node for output in node.output}
+    scales = numpy_helper.from_array(np.ones(4, np.float32), "one_to_one")
+    for node in [n for n in graph.node if n.op_type == "Add"]:
+        for place, (term, other) in enumerate((node.input, reversed(node.input))):
+            behind = other
+            for kind in ("DequantizeLinear", "QuantizeLinear", "Relu", "Conv"):
+                behind = writer[behind].input[0] if behind in writer and writer[behind].op_type == kind else ""
+            if behind == term:
+                copied = f"{term}_copied"
+                kinds = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+                copy = onnx.helper.make_node("Resize", [term, "", scales.name], [copied], copied, **kinds)
+                graph.node.insert(list(graph.node).index(node), copy)
+                node.input[place] = copied
+    if any(scales.name in node.input for node in graph.node):
+        graph.initializer.append(scales)
 
 
 def own_constants(graph: onnx.GraphProto) -> None:

@@ -16,6 +16,7 @@ from img2pose_edge.export.describe import edge_facts, output_names
 from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
 from img2pose_edge.export.parity import check_artefact, compare, load_torch, torch_detector
 from img2pose_edge.export.quantized_onnx import (
+    copy_terms,
     quantized_onnx,
     take_pixels,
     to_onnx,
@@ -108,6 +109,20 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
     assert signed.ByteSize() < 1e6
+
+
+def test_openvinos_dense_blocks_add_to_a_copy(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
+    copied = onnx.ModelProto.FromString(signed.SerializeToString())
+    copy_terms(copied.graph)
+    onnx.checker.check_model(copied)
+    (copy,) = (n for n in copied.graph.node if n.name.endswith("_copied"))  # edge-n has one dense block
+    (reader,) = (n for n in copied.graph.node if copy.output[0] in n.input)
+    assert reader.op_type == "Add"
+    before, after = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"image": pictures[0][None]})
+        for m in (signed, copied)
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_weights_of_the_outputs_are_rounded_together() -> None:
