@@ -451,18 +451,27 @@ def project(points: Array, rotation: Array, translation: Array, intrinsics: Arra
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 
-def project_ellipsoid_box(
-    center: Array, semi_axes: Array, rotation: Array, translation: Array, intrinsics: Array
-) -> Array:
-    """Tight box around the image of an ellipsoid whose axes are those of the face frame.
+def ellipsoid(center: np.ndarray, semi_axes: np.ndarray) -> np.ndarray:
+    """(4, 4) homogeneous matrix that maps the unit sphere to the ellipsoid of (3,) centre and (3,) semi-axes along the
+    face frame's, face units."""
+    matrix = np.diag([*semi_axes, 1.0])
+    matrix[:3, 3] = center
+    return matrix
+
+
+_SPHERE = np.array([[-1.0], [-1.0], [-1.0], [1.0]])
+"""Diagonal of the unit sphere's dual quadric."""
+
+
+def project_ellipsoid_box(shape: Array, rotation: Array, translation: Array, intrinsics: Array) -> Array:
+    """Tight box around the image of an ellipsoid.
 
     The outline of a quadric is a conic whose dual is the projected dual quadric, ``C* = P Q* P^T``
     (Hartley & Zisserman, "Multiple View Geometry", equation 8.5): the box is closed-form, exact under
     perspective and smooth in the pose.
 
     Args:
-        center: (3,) of the ellipsoid, face frame, face units; of the kind and dtype of ``rotation``.
-        semi_axes: (3,) face units, likewise.
+        shape: (4, 4), see :func:`ellipsoid`; of the kind and dtype of ``rotation``.
         rotation, translation, intrinsics: as in :func:`project`.
 
     Returns:
@@ -470,21 +479,17 @@ def project_ellipsoid_box(
         NaN, of torch's anything.
     """
     xp = namespace(rotation)
-    # The columns of K R, and K (R c + t).
-    columns = _times(_transpose(rotation), _transpose(intrinsics))
-    middle = center @ columns + _times(translation[..., None, :], _transpose(intrinsics))[..., 0, :]
-
-    # The dual conic C* is that of the middle less that of the semi-axes; of it, the last column and the diagonal.
-    rows = columns * semi_axes[:, None]
-    conic = _transpose(rows) @ rows
-    column = middle * middle[..., 2:] - conic[..., 2]
-    diagonal = middle * middle - conic.reshape((*conic.shape[:-2], 9))[..., ::4]
-    depth = column[..., 2:]
+    placed = xp.concatenate([rotation, translation[..., None]], axis=-1)
+    placed = (placed.reshape(-1, 4) @ shape).reshape(placed.shape)
+    seen = _times(_transpose(placed), _transpose(intrinsics))  # (..., 4, 3): images of the semi-axes and the centre
+    conic = _transpose(seen * like(_SPHERE, seen)) @ seen
+    depth = conic[..., 2:, 2]
     if xp is np:
-        depth = np.where((depth > 0) & (middle[..., 2:] > 0), depth, np.nan)
-    outline = column[..., :2] / depth
-    half = xp.sqrt(outline * outline - diagonal[..., :2] / depth)
-    return xp.concatenate([outline - half, outline + half], axis=-1)
+        depth = np.where((depth > 0) & (seen[..., 3, 2:] > 0), depth, np.nan)
+    middle = conic[..., :2, 2] / depth
+    diagonal = conic.reshape((*conic.shape[:-2], 9))[..., :5:4]
+    half = xp.sqrt(middle * middle - diagonal / depth)
+    return xp.concatenate([middle - half, middle + half], axis=-1)
 
 
 def solve_translation(

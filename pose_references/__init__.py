@@ -56,6 +56,12 @@ def load_reference() -> ReferenceFace:
     return ReferenceFace(**loaded)
 
 
+@cache
+def _ellipsoid() -> np.ndarray:
+    reference = load_reference()
+    return geometry.ellipsoid(reference.ellipsoid_center, reference.ellipsoid_axes)
+
+
 def project_face_box(
     rotation: geometry.Array, translation: geometry.Array, intrinsics: geometry.Array
 ) -> geometry.Array:
@@ -63,6 +69,4 @@ def project_face_box(
 
     Arguments as in ``geometry.project``.
     """
-    reference = load_reference()
-    center, axes = (geometry.like(v, rotation) for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
-    return geometry.project_ellipsoid_box(center, axes, rotation, translation, intrinsics)
+    return geometry.project_ellipsoid_box(geometry.like(_ellipsoid(), rotation), rotation, translation, intrinsics)

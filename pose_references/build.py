@@ -144,7 +144,9 @@ def fit_ellipsoid(points: np.ndarray, faces: list[dict]) -> tuple[np.ndarray, np
     balance = 1 / np.sqrt(np.bincount((yaw // 15).astype(int))[(yaw // 15).astype(int)])[:, None]
 
     def residual(x: np.ndarray) -> np.ndarray:
-        box = geometry.project_ellipsoid_box(np.array([0, x[0], x[1]]), x[2:], rotation, translation, cameras)
+        box = geometry.project_ellipsoid_box(
+            geometry.ellipsoid(np.array([0, x[0], x[1]]), x[2:]), rotation, translation, cameras
+        )
         return (balance * (box - boxes) / sides).ravel()
 
     solution = least_squares(residual, [0.0, 0.2, 0.75, 1.0, 0.8], loss="soft_l1", f_scale=0.01).x

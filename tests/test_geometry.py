@@ -204,7 +204,7 @@ def test_ellipsoid_box_bounds_its_projection(r: np.ndarray, center: np.ndarray, 
     sphere = np.random.default_rng(1).normal(size=(4000, 3))
     sphere /= np.linalg.norm(sphere, axis=1)[:, None]
     seen = g.project(sphere * axes + middle, rotation, translation, K)
-    box = g.project_ellipsoid_box(middle, axes, rotation, translation, K)
+    box = g.project_ellipsoid_box(g.ellipsoid(middle, axes), rotation, translation, K)
     slack = 0.01 * size
     assert (seen.min(0) >= box[:2] - 1e-6).all()
     assert (seen.max(0) <= box[2:] + 1e-6).all()
@@ -237,7 +237,7 @@ def torch_and_numpy() -> list[tuple[str, tuple[np.ndarray, ...]]]:
         ("roll_pose", (pose, size)),
         ("project", (POINTS, camera_rotation, translation, K)),
         ("solve_translation", (POINTS, seen, camera_rotation, K)),
-        ("project_ellipsoid_box", (np.array([0, 0.1, 0.2]), np.ones(3), camera_rotation, translation, K)),
+        ("project_ellipsoid_box", (g.ellipsoid(np.array([0, 0.1, 0.2]), np.ones(3)), camera_rotation, translation, K)),
     ]
 
 
