@@ -102,7 +102,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
     if twice:
         raise ValueError(f"models need file names of their own to be told apart: there are several of {twice[0]}")
     pythons = {"mediapipe": options.mediapipe}
-    began, load = datetime.now(timezone.utc), os.getloadavg()
+    began, load = datetime.now(timezone.utc), load_before()
     latency = {
         str(threads): time_contenders(contenders, threads, options.faces, options.rounds, pythons, missing)
         for threads in options.threads
@@ -119,10 +119,12 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         if timed or figures:
             own = {"latency": timed, "accuracy": figures, **weigh(contender, missing)}
             results.append({**contender.to_dict(), **own})
+    if not results:
+        raise ValueError(f"nothing could be measured: {'; '.join(dict.fromkeys(missing))}")
     return {
         "date": began.isoformat(timespec="seconds"),
         "command": shlex.join(["img2pose-edge", *sys.argv[1:]]),
-        "machine": {**machine(), "load_before": round(load[0], 2)},
+        "machine": {**machine(), **load},
         "image": f"{WIDTH}x{HEIGHT}",
         "results": results,
         "missing": list(dict.fromkeys(missing)),
@@ -226,6 +228,11 @@ def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
         macs = None
     sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return {"bytes": sum(file.stat().st_size for file in files), "macs": macs, "sha256": sums}
+
+
+def load_before() -> dict[str, float]:
+    """Of the last minute, where the system tells (Windows does not)."""
+    return {"load_before": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}
 
 
 def machine() -> dict[str, Any]:

@@ -199,13 +199,13 @@ def time_contenders(
         for process in alive:
             name = process.contender.name
             try:
-                peak = process.ask("memory")["peak_mb"]
+                memory = process.ask("memory")
             except ContenderError as error:
                 missing.append(str(error))
                 del results[name]
                 continue
             scenes = {str(n): summarize(samples[name, n]) for n in face_counts}
-            results[name] |= {"faces": scenes, "peak_mb": peak}
+            results[name] |= {"faces": scenes, **memory}
     return results
 
 

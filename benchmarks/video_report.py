@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shlex
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from img2pose_edge.benchmarks.bench import machine
+from img2pose_edge.benchmarks.bench import load_before, machine
 from img2pose_edge.benchmarks.fast_path import FastComparison
 from img2pose_edge.benchmarks.motion import TURN_SPEED, Motion, Scene, motions
 from img2pose_edge.benchmarks.steadiness import (
@@ -113,7 +112,7 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
     if not clips:
         raise FileNotFoundError(f"no clips in {data / 'video'}")
     cv2.setNumThreads(threads)
-    began, load = datetime.now(timezone.utc), os.getloadavg()
+    began, load = datetime.now(timezone.utc), load_before()
     detector = PoseDetector(model, threads=threads)
     detectors = {"onnxruntime": detector}
     if installed("openvino"):
@@ -123,7 +122,7 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
     return {
         "date": began.isoformat(timespec="seconds"),
         "command": shlex.join(["img2pose-edge", *sys.argv[1:]]),
-        "machine": {**machine(), "load_before": round(load[0], 2)},
+        "machine": {**machine(), **load},
         "models": {name: one.model.manifest["name"] for name, one in detectors.items()},
         "photographs": [path.name for path in photos],
         "rendered": {name: summarize(name, traces) for name, traces in rendered.items()},
@@ -295,11 +294,12 @@ def tables(document: dict[str, Any]) -> str:
                 fast.append([PLACES[where], engine, every, *times, *faces, *turned, str(row["whole_frames"])])
     where = document["machine"]
     names = ", ".join(f"`{model}` in {engine}" for engine, model in document["models"].items())
+    load = where.get("load_before", 0.0)
     measured = (
-        f"{document['date'][:10]}, {where['processor']}, one thread, load {where['load_before']} before; {names}; "
+        f"{document['date'][:10]}, {where['processor']}, one thread, load {load} before; {names}; "
         f"{len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces."
     )
-    if where["load_before"] > BUSY:
+    if load > BUSY:
         measured += " The machine was busy with other work: times but the CPU's are too long."
     return "\n\n".join([measured, markdown(rest), markdown(moving), markdown(watched), tracker, markdown(fast)])
 
@@ -328,6 +328,12 @@ def draw(document: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def check_page(page: Path) -> None:
+    """Raises ``ValueError`` for a page whose name is no Markdown file's."""
+    if page.suffix != ".md":
+        raise ValueError(f"the page is Markdown and must end in .md, got {page}")
+
+
 def write_video_report(document: dict[str, Any], page: Path) -> list[Path]:
     """Write the tables into a page, between :data:`BEGIN` and :data:`END` if it has them, and the plot and the document
     beside it (``.png``, ``.json``).
@@ -335,8 +341,10 @@ def write_video_report(document: dict[str, Any], page: Path) -> list[Path]:
     Raises:
         ValueError: if the page's name is no Markdown file's.
     """
-    if page.suffix != ".md":
-        raise ValueError(f"the page is Markdown and must end in .md, got {page}")
+    check_page(page)
+    data = page.with_suffix(".json")
+    # First: drawing may fail, and measuring took long.
+    write_file(data, (json.dumps(document, indent=1) + "\n").encode())
     picture = page.with_suffix(".png")
     text = f"{BEGIN}\n\n![Raw and smoothed poses against the truth]({picture.name})\n\n{tables(document)}\n\n{END}"
     old = page.read_text(encoding="utf-8") if page.is_file() else ""
@@ -344,11 +352,7 @@ def write_video_report(document: dict[str, Any], page: Path) -> list[Path]:
         text = old[: old.index(BEGIN)] + text + old[old.index(END) + len(END) :]
     else:
         text += "\n"
-    contents = {
-        page: text.encode(),
-        page.with_suffix(".json"): (json.dumps(document, indent=1) + "\n").encode(),
-        picture: draw(document),
-    }
-    for path, data in contents.items():
-        write_file(path, data)
-    return list(contents)
+    contents = {page: text.encode(), picture: draw(document)}
+    for path, content in contents.items():
+        write_file(path, content)
+    return [data, *contents]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from contextlib import suppress
@@ -78,6 +77,10 @@ class Worker:
         if status.exists():  # what getrusage tells there begins at the parent's
             peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
             return {"peak_mb": int(peak.split()[1]) / 1e3}
+        try:
+            import resource
+        except ImportError:  # Windows
+            return {}
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
         return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
 

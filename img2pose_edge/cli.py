@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.face import Face
-from img2pose_edge.files import write_file
+from img2pose_edge.files import check_writable, write_file
 from img2pose_edge.manifest import write_manifest
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 from img2pose_edge.progress import track
@@ -63,11 +64,15 @@ def table(faces: Sequence[Face]) -> str:
     return "\n".join(lines)
 
 
+def check_picture_suffix(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")
+
+
 def write_picture(path: Path, image: Any) -> None:
     """Encode by the path's suffix and write atomically."""
+    check_picture_suffix(path)
     suffix = path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")
     try:
         done, data = cv2.imencode(suffix, image)
     except cv2.error:
@@ -100,6 +105,9 @@ def key_value(text: str) -> tuple[str, str]:
 
 
 def detect(options: argparse.Namespace) -> int:
+    from img2pose_edge.calibration import read_calibration
+    from img2pose_edge.look import look
+
     paths = find_images(options.paths)
     alone = len(paths) == 1
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
@@ -109,13 +117,21 @@ def detect(options: argparse.Namespace) -> int:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
     if options.json and (options.json.suffix.lower() in IMAGE_SUFFIXES or options.json.resolve() in sources):
         raise ValueError(f"--json {options.json} is a picture, which results would replace: name another file")
+    if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
+        check_picture_suffix(options.draw)
+    if options.json and str(options.json) != "-":
+        check_writable(options.json)
     detector = detector_from(options)
+    calibration = read_calibration(options.calibration) if options.calibration else None
     results, bad, taken = [], [], sources
     try:
         for path in track(paths, "detecting") if not alone else paths:
             try:
                 image = load_image(path)
-                faces = detector.detect(image)
+                camera = calibration and calibration.for_size(image.shape[1], image.shape[0])
+                found = detector.detect(image, intrinsics=camera and camera.intrinsics)
+                looked = look(found, 0.0, None, camera)
+                faces = looked.faces
             except (ValueError, OSError) as error:
                 bad.append(f"{error}")
                 continue
@@ -129,16 +145,16 @@ def detect(options: argparse.Namespace) -> int:
                 while target.resolve() in taken:  # two folders may hold files of one name; no image is replaced
                     target = target.with_name(f"{target.stem}_{target.suffix}")
                 taken.add(target.resolve())
-                write_picture(target, draw_faces(image, faces))
+                write_picture(target, draw_faces(image, looked.seen))
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn
+        for line in bad:
+            print(f"error: {line}", file=sys.stderr)
         if options.json:
             text = json.dumps(results, indent=1) + "\n"
             if str(options.json) == "-":
                 print(text, end="")
             else:
                 write_file(options.json, text.encode())
-        for line in bad:
-            print(f"error: {line}", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -171,7 +187,7 @@ def video(options: argparse.Namespace) -> int:
     calibration = read_calibration(options.calibration) if options.calibration else None
     with stopped_as_by_ctrl_c(), open_senders(options.opentrack, options.osc) as send:
         done = record(
-            Source(options.source),
+            Source(options.source, options.rate),
             detector,
             out=options.out,
             rows=[path for path in (options.csv, options.jsonl) if path],
@@ -180,7 +196,7 @@ def video(options: argparse.Namespace) -> int:
             every=options.every,
             fast=options.fast,
             send=send,
-            sound=Path(options.source) if Path(options.source).is_file() else None,
+            sound=Path(options.source) if os.path.isfile(options.source) else None,  # a pipeline may be too long a path
         )
     print(f"{done.frames} frames, {done.faces} faces{', interrupted' if done.interrupted else ''}")
     for path in filter(None, (options.out, options.csv, options.jsonl)):
@@ -460,6 +476,7 @@ def bench(options: argparse.Namespace) -> int:
         raise ValueError(f"the report is a page and must end in .html, got {options.report}")
     fields = BenchOptions.__dataclass_fields__
     values = {name: getattr(options, name) for name in fields}
+    check_writable(options.report.with_suffix(".json"))
     document = run_bench(BenchOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     written = write_report(document, options.report)
     print(short_table(document))
@@ -470,8 +487,10 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def steadiness(options: argparse.Namespace) -> int:
-    from img2pose_edge.benchmarks.video_report import run_video_bench, tables, write_video_report
+    from img2pose_edge.benchmarks.video_report import check_page, run_video_bench, tables, write_video_report
 
+    check_page(options.report)
+    check_writable(options.report)
     document = run_video_bench(options.data, options.pictures, options.model, options.threads)
     written = write_video_report(document, options.report)
     print(tables(document))
@@ -504,6 +523,10 @@ def add_frame_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"
     )
+    add_calibration_option(parser)
+
+
+def add_calibration_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration", type=Path, metavar="FILE", help="of the camera, as OpenCV (YAML, XML, JSON) or ROS wrote it"
     )
@@ -530,6 +553,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("paths", nargs="+", metavar="PATH", help="files, folders (searched below) or globs")
     p.add_argument("--draw", type=Path, metavar="OUT", help="annotated picture, or folder for many")
     p.add_argument("--json", type=Path, metavar="OUT", help="results as JSON ('-' prints them)")
+    add_calibration_option(p)
     add_detector_options(p)
     p.set_defaults(do=detect)
 
@@ -541,6 +565,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", type=Path, metavar="OUT.csv", help="a row for each face of each frame")
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
+    p.add_argument("--rate", type=float, default=25.0, metavar="FPS", help="frames a second of a folder of images")
     add_frame_options(p)
     add_sender_options(p)
     add_detector_options(p)

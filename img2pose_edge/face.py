@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -90,7 +90,17 @@ class Face:
 
 
 class Faces(list[Face]):
-    """The faces of one image: a list, best first, that knows how to hand itself on."""
+    """The faces of one image: a list, best first, that knows how to hand itself on. So do its slices; lists of some of
+    them are given to the functions themselves (:func:`img2pose_edge.detections.to_supervision`)."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Face: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Faces: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Face | Faces:
+        return Faces(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)
 
     def to_supervision(self, ids: Sequence[int] | None = None) -> Any:
         """As ``supervision.Detections``: see :func:`img2pose_edge.detections.to_supervision`."""

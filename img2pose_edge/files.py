@@ -29,6 +29,17 @@ def write_file(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise ``OSError``, naming a file, if it could not be written: before work whose results go there."""
+    if path.exists() and not path.is_file():
+        return  # a device, or a pipe that would wait for its reader
+    path = path.resolve()
+    new = not path.exists()
+    open_to_write(path, "ab").close()
+    if new:
+        path.unlink()
+
+
 def open_to_write(path: Path, mode: str = "wb") -> BinaryIO:
     """A file without a buffer; missing folders are made.
 

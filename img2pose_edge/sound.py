@@ -47,6 +47,8 @@ class Sound:
             ValueError: if it takes no such sound.
         """
         given = container.streams.audio[0]
+        if given.codec_context is None:
+            raise ValueError("its sound is of a kind that FFmpeg does not know")
         self._source, self._file = container, file
         self._packets: Iterator[Any] = iter(container.demux(given))
         self._waiting: Any = None

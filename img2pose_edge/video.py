@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
 import re
 import threading
@@ -97,7 +98,8 @@ class Source:
         self._address = str(source)
         if not self._address:
             raise ValueError("the source is empty: a file, folder, camera number, address or pipeline is wanted")
-        self.name = self._address if Path(self._address).exists() else without_password(self._address)
+        # Of os.path, which takes pipelines for no files, however long they are.
+        self.name = self._address if os.path.exists(self._address) else without_password(self._address)
         self._stop = threading.Event()
         self._capture: cv2.VideoCapture | None = None
         self._paths: list[Path] = []
@@ -106,7 +108,7 @@ class Source:
         self._endless = self._begun = False
         path = Path(self._address)
         camera = is_camera(source)
-        if not camera and path.is_dir():
+        if not camera and os.path.isdir(path):
             self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
             if not self._paths:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
@@ -118,11 +120,11 @@ class Source:
         self._thread.start()
 
     def _open(self, camera: bool, path: Path) -> None:
-        pipeline = " ! " in self._address and not path.exists()
+        pipeline = " ! " in self._address and not os.path.exists(path)
         address = bool(LIVE.match(self._address) or WEB.match(self._address))
         streamed = self._address.split("?")[0].lower().endswith(STREAMED)
         self._endless = camera or bool(LIVE.match(self._address)) or (address and streamed)
-        if not (camera or pipeline or address or path.is_file()):
+        if not (camera or pipeline or address or os.path.isfile(path)):
             raise FileNotFoundError(f"no video {path}: neither file nor folder, camera number, address or pipeline")
         if pipeline:
             self._capture = cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
@@ -386,6 +388,7 @@ class VideoWriter:
         self._video.codec_context.time_base = self._video.time_base = TICK
         self._sound = open_sound(sound, path, self._file) if sound else None
         self._last = -1
+        self._moment, self._interval = 0.0, 1 / rate
         # Ctrl-C interrupts the main thread alone: one that came between encoding and writing would lose frames, and
         # with a key frame all those after it.
         self._worker = ThreadPoolExecutor(1, "writing")
@@ -415,11 +418,17 @@ class VideoWriter:
 
     def _write(self, image: np.ndarray, moment: float) -> None:
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(image[: self._height, : self._width]), "bgr24")
+        if self._last >= 0:
+            self._interval = moment - self._moment
+        self._moment = moment
         self._last = max(round(moment / TICK), self._last + 1)
         frame.pts, frame.time_base = self._last, TICK
         for packet in self._video.encode(frame):
             self._file.mux(packet)
-        if self._sound and not self._sound.write(moment):
+        self._write_sound(moment)
+
+    def _write_sound(self, until: float) -> None:
+        if self._sound and not self._sound.write(until):
             self._sound.close()
             self._sound = None
 
@@ -437,6 +446,8 @@ class VideoWriter:
         try:
             for packet in self._video.encode(None):
                 file.mux(packet)
+            if self._last >= 0:
+                self._write_sound(self._moment + self._interval)  # the last frame is shown as long as that before
             if self._sound:
                 self._sound.finish()
         finally:

@@ -146,17 +146,26 @@ def calibrate(graph: GraphModule, pictures: Sequence[np.ndarray]) -> GraphModule
     return graph
 
 
+def equalized(network: EdgeNet, pictures: Sequence[np.ndarray]) -> FoldedNet:
+    """A copy of a trained network without batch norms, its channels equalized by pictures as for :func:`calibrated`.
+
+    Raises:
+        ValueError: likewise.
+    """
+    if not pictures:
+        raise ValueError("calibration needs pictures, got none")
+    if min(side for picture in pictures for side in picture.shape[:2]) < LEAST:
+        raise ValueError(f"pictures to quantize by must be at least {LEAST} pixels high and wide")
+    return equalize(FoldedNet(network).eval(), pictures)
+
+
 def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: Collection[str] = ()) -> GraphModule:
     """The graph of a trained network with channels equalized and steps chosen (:func:`prepare`, :func:`calibrate`).
 
     Raises:
         ValueError: if there are no pictures, one is less than 64 pixels high or wide, or a float layer is unknown.
     """
-    if not pictures:
-        raise ValueError("calibration needs pictures, got none")
-    if min(side for picture in pictures for side in picture.shape[:2]) < LEAST:
-        raise ValueError(f"pictures to quantize by must be at least {LEAST} pixels high and wide")
-    folded = round_outputs(equalize(FoldedNet(network).eval(), pictures), pictures, but=float_layers)
+    folded = round_outputs(equalized(network, pictures), pictures, but=float_layers)
     return calibrate(prepare(folded, float_layers), pictures)
 
 

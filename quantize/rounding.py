@@ -68,7 +68,7 @@ def round_together(layer: nn.Conv2d, seen: Tensor) -> None:
     inverse = torch.linalg.cholesky(torch.linalg.inv(gram[order][:, order]), upper=True)
     left = (before / step)[:, order]
     largest = left.abs().argmax(1)  # rounded away from zero: the step, which follows from it, stays
-    top = left.abs().amax(1).ceil() * left.gather(1, largest[:, None])[:, 0].sign()
+    top = left.abs().amax(1).ceil().clamp(max=HIGHEST) * left.gather(1, largest[:, None])[:, 0].sign()
     whole = torch.zeros_like(left)
     for i in range(left.shape[1]):
         whole[:, i] = torch.where(largest == i, top, left[:, i].round().clamp(-HIGHEST, HIGHEST))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from img2pose_edge.quantize.graph import CONV, calibrated, edge_network, layer_name
-from torch import Tensor
+from img2pose_edge.quantize.fold import OUTPUT_LAYERS
+from img2pose_edge.quantize.graph import CONV, calibrate, edge_network, equalized, layer_name, prepare
+from img2pose_edge.quantize.rounding import round_outputs
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantize
 
@@ -50,29 +53,33 @@ def sensitivities(checkpoint: Path, pictures: Iterable[np.ndarray]) -> list[Sens
     """
     shown = list(pictures)
     state, network = load_network(checkpoint)
-    graph = calibrated(edge_network(network, state, checkpoint), shown)
+    folded = equalized(edge_network(network, state, checkpoint), shown)
+    graph = calibrate(prepare(copy.deepcopy(folded)), shown)
     rounding = [m for m in graph.modules() if isinstance(m, FakeQuantize)]
     for module in rounding:
         module.disable_fake_quant()
     expected = [cells(graph, picture) for picture in shown]
     if not sum(len(scores[scores > FACE_SCORE]) for scores, _ in expected):
         raise ValueError("the pictures show no face: sensitivity is measured on faces")
-    layers: dict[str, list[FakeQuantize]] = {}
-    for node in graph.graph.nodes:
-        if node.target is CONV:  # an output layer is there once for each stride
-            layers.setdefault(layer_name(node), []).extend(own_rounding(graph, node))
     found = []
-    for layer, own in track(layers.items(), "sensitivity"):
+    for node in track([n for n in graph.graph.nodes if n.target is CONV], "sensitivity"):
+        if layer_name(node) in OUTPUT_LAYERS:
+            continue
+        own = own_rounding(graph, node)
         for module in own:
             module.enable_fake_quant()
-        found.append(compare(layer, expected, [cells(graph, picture) for picture in shown]))
+        found.append(compare(layer_name(node), expected, [cells(graph, picture) for picture in shown]))
         for module in own:
             module.disable_fake_quant()
+    for layer in OUTPUT_LAYERS:
+        others = set(OUTPUT_LAYERS) - {layer}
+        rounded = round_outputs(copy.deepcopy(folded), shown, but=others)
+        found.append(compare(layer, expected, [cells(rounded, picture) for picture in shown]))
     return sorted(found, key=lambda s: -s.angle)
 
 
 def own_rounding(graph: GraphModule, convolution: Node) -> list[FakeQuantize]:
-    """Modules that round a convolution's weights, and its output behind the ReLU if there is one."""
+    """Modules that round a convolution's weights and its output behind the ReLU."""
     weight = convolution.args[1]
     assert isinstance(weight, Node)
     relu = next(iter(convolution.users))
@@ -81,7 +88,7 @@ def own_rounding(graph: GraphModule, convolution: Node) -> list[FakeQuantize]:
     return [m for m in modules if isinstance(m, FakeQuantize)]
 
 
-def cells(graph: GraphModule, picture: np.ndarray) -> tuple[Tensor, Tensor]:
+def cells(graph: nn.Module, picture: np.ndarray) -> tuple[Tensor, Tensor]:
     """Probabilities (N,) and raw local poses (N, 9) of all cells of a picture."""
     scores, poses = graph(torch.from_numpy(picture[None]))
     return torch.cat([s.flatten() for s in scores]).sigmoid(), torch.cat([p[0].flatten(1).T for p in poses])

@@ -209,6 +209,10 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path, capsys: Capture) -> None
     assert "nothing to measure: no model 'edge-x'" in capsys.readouterr().err
     assert main(["bench", "--report", str(tmp_path / "r.pdf")]) == 1
     assert "must end in .html" in capsys.readouterr().err
+    (tmp_path / "file").write_text("no folder")
+    assert main(["bench", "--report", str(tmp_path / "file" / "r.html")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    (tmp_path / "file").unlink()
     with pytest.raises(ValueError, match="faces must be among 0, 1, 10, 50, got 3"):
         BenchOptions(faces=(3,))
     with pytest.raises(ValueError, match=r"need as many cores"):
@@ -237,6 +241,16 @@ def test_all_bundled_models_take_part_in_every_engine() -> None:
     assert missing == []
     assert our_contenders(["edge-n-int8-640x480"], [320], missing) == []
     assert missing == ["edge-n-int8-640x480 at 320: it takes one size only"]
+
+
+def test_a_benchmark_that_measures_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: Any) -> dict[str, Any]:
+        _[-1].append("edge-n: died")
+        return {}
+
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.time_contenders", dies)
+    with pytest.raises(ValueError, match=r"nothing could be measured: .*edge-n: died"):
+        run_bench(BenchOptions(models=("edge-n",), sizes=(320,), threads=(1,)))
 
 
 def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from img2pose_edge import PoseDetector
+from img2pose_edge import PoseDetector, read_calibration, undistort_face
 from img2pose_edge.cli import main, write_picture
-from img2pose_edge.files import write_file
+from img2pose_edge.files import check_writable, write_file
+from img2pose_edge.preprocess import load_image
 
 
 @pytest.fixture
@@ -60,6 +61,43 @@ def test_results_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[st
     assert main(["detect", str(folder / "sky.png"), "--json", str(folder / "a.jpg")]) == 1  # --json *.jpg
     assert "is a picture, which results would replace" in capsys.readouterr().err
     assert (folder / "a.jpg").read_bytes() == before
+
+
+def test_what_cannot_be_written_is_told_before_the_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PoseDetector, "detect", lambda *_, **__: pytest.fail("it was looked at"))
+    (tmp_path / "file").write_text("no folder")
+    one = ["detect", str(folder / "a.jpg")]
+    assert main([*one, "--json", str(tmp_path / "file" / "a.json")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert main([*one, "--draw", str(tmp_path / "out.gif")]) == 1
+    assert "out.gif: use .jpg" in capsys.readouterr().err
+    check_writable(tmp_path / "new.json")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    check_writable(tmp_path / "link")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "link"]
+
+
+def test_a_calibrated_cameras_photograph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = """%YAML:1.0
+---
+image_width: 1024
+image_height: 1024
+camera_matrix: !!opencv-matrix {rows: 3, cols: 3, dt: d, data: [2000., 0., 512., 0., 2000., 512., 0., 0., 1.]}
+distortion_coefficients: !!opencv-matrix {rows: 1, cols: 5, dt: d, data: [-0.1, 0., 0., 0., 0.]}
+"""
+    (tmp_path / "camera.yml").write_text(text)
+    out = tmp_path / "out.json"
+    assert main(["detect", str(folder), "--calibration", str(tmp_path / "camera.yml"), "--json", str(out)]) == 0
+    found = json.loads(out.read_text())[0]["faces"][0]
+    image = load_image(folder / "a.jpg")
+    calibration = read_calibration(tmp_path / "camera.yml").for_size(image.shape[1], image.shape[0])
+    (face,) = PoseDetector().detect(image, intrinsics=calibration.intrinsics)
+    np.testing.assert_allclose(found["pose"], undistort_face(face, calibration).pose, atol=1e-4)
+    (tmp_path / "camera.yml").write_text(text.replace("height: 1024", "height: 768"))
+    assert main(["detect", str(folder), "--calibration", str(tmp_path / "camera.yml")]) == 1
+    assert "images of 1024x768, this one is 512x512" in capsys.readouterr().err
 
 
 def test_a_name_that_the_terminal_cannot_show_stops_nothing(folder: Path) -> None:

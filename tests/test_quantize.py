@@ -146,7 +146,11 @@ def test_weights_of_the_outputs_are_rounded_together() -> None:
     assert errors[0] < 0.5 * errors[1]
     with torch.no_grad():
         round_together(layer, torch.ones(1, 24, dtype=torch.float64))  # too little to go by
-    torch.testing.assert_close(layer.weight.flatten(1), after)
+        torch.testing.assert_close(layer.weight.flatten(1), after)
+        layer.weight[0, 0] = 127 * 0.98 * 2**-6  # more than 127 of its steps, which have five bits
+        round_together(layer, seen.double())
+        observer(layer.weight)
+        assert float((layer.weight.flatten(1).abs() / observer.step[:, None]).max()) == pytest.approx(127)
 
 
 def test_unsigned_activations_change_no_value(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
@@ -331,6 +335,9 @@ def test_sensitivity_names_the_layers(
     assert [s.angle for s in found] == sorted((s.angle for s in found), reverse=True)
     towers = {s.layer: s for s in found if s.layer.startswith(("score_tower", "pose_tower"))}
     assert towers["score_tower.depthwise.0"].angle < 1e-3 < towers["pose_tower.depthwise.1"].angle
+    outputs = {s.layer: s for s in found if s.layer in ("score", "pose")}
+    assert outputs["score"].angle < 1e-3 < outputs["pose"].angle
+    assert outputs["pose"].score < 1e-5 < outputs["score"].score
     with pytest.raises(ValueError, match="show no face"):
         sensitivities(CHECKPOINT, [np.full((64, 64, 3), 90, np.uint8)])
     cv2.imwrite(str(tmp_path / "a.png"), astronaut)

@@ -223,7 +223,7 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path, document: dict[s
     page = tmp_path / "page.md"
     page.write_text(f"# Before\n\n{BEGIN}\nold figures\n{END}\n\nAfter\n")
     written = write_video_report(document, page)
-    assert [path.name for path in written] == ["page.md", "page.json", "page.png"]
+    assert [path.name for path in written] == ["page.json", "page.md", "page.png"]
     text = page.read_text()
     assert text.startswith(f"# Before\n\n{BEGIN}\n")
     assert text.endswith(f"{END}\n\nAfter\n")
@@ -242,7 +242,9 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path, document: dict[s
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steadiness", "--data", str(tmp_path), "--report", str(tmp_path / "a.md")]) == 1
     assert "ground_truth.jsonl: --data names the folder of the evaluation sets" in capsys.readouterr().err
-    assert not (tmp_path / "a.md").exists()
+    assert main(["steadiness", "--data", str(tmp_path), "--report", str(tmp_path / "a.html")]) == 1
+    assert "must end in .md" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_photographs_are_spread_over_those_that_suit() -> None:

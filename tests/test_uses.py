@@ -127,6 +127,7 @@ def test_supervision_draws_faces_of_a_photograph(astronaut: np.ndarray) -> None:
     changed = np.argwhere((drawn != astronaut).any(2))
     assert abs(changed[:, 1].min() - faces[0].box[0]) < 4
     assert abs(changed[:, 0].max() - faces[0].box[3]) < 4
+    assert len(faces[:1].to_supervision()) == 1
     empty = Faces().to_supervision(ids=[])
     assert len(empty) == 0
     assert empty.data["pose"].shape == (0, 6)
