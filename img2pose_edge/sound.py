@@ -67,7 +67,7 @@ class Sound:
     def _encoded(self, given: Any) -> Any:
         import av
 
-        rates = [rate for rate in av.codec.Codec(ENCODER, "w").audio_rates or [] if rate >= given.rate]
+        rates = [rate for rate in av.codec.Codec(ENCODER, "w").audio_rates or [] if rate >= (given.rate or 0)]
         stream: Any = self._file.add_stream(
             ENCODER, rate=min(rates, default=48000), layout="mono" if given.channels == 1 else "stereo"
         )
