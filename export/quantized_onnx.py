@@ -63,21 +63,28 @@ def copy_terms(graph: onnx.GraphProto) -> None:
 
 
 def own_constants(graph: onnx.GraphProto) -> None:
-    """Give every quantized weight a step and zero points of its own.
+    """Give every convolution a quantized weight, step and zero points of its own.
 
     ONNX Runtime makes weights unsigned on x86 without VNNI (engines/ort.py), each with a new zero point; where two
-    share one, it fails to load the graph.
+    share one, as the strides share the output layers' weights, it fails to load the graph.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]:
+        readers = [reader for reader in graph.node if node.output[0] in reader.input]
+        for number, reader in enumerate(readers[1:]):
+            own = onnx.NodeProto.FromString(node.SerializeToString())
+            own.name, own.output[0] = f"{node.name}_{number}", f"{node.output[0]}_{number}"
+            graph.node.insert(list(graph.node).index(reader), own)
+            reader.input[list(reader.input).index(node.output[0])] = own.output[0]
     taken: set[str] = set()
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
             continue
-        for place in (1, 2):
+        for place in range(3):
             name = node.input[place]
             if name in taken:
                 copied = onnx.TensorProto.FromString(constants[name].SerializeToString())
-                copied.name = f"{name}_of_{node.input[0]}"
+                copied.name = f"{name}_of_{node.output[0]}"
                 graph.initializer.append(copied)
                 node.input[place] = copied.name
             taken.add(name)

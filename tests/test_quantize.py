@@ -17,6 +17,7 @@ from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
 from img2pose_edge.export.parity import check_artefact, compare, load_torch, torch_detector
 from img2pose_edge.export.quantized_onnx import (
     copy_terms,
+    own_constants,
     quantized_onnx,
     take_pixels,
     to_onnx,
@@ -109,6 +110,18 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     scales = [constants[n.input[1]] for n in kinds if constants[n.input[0]].ndim == 4]
     assert all(len(s) == len(w) for s, w in zip(scales, weights, strict=True))
     assert signed.ByteSize() < 1e6
+
+
+def test_no_constant_is_shared(signed: onnx.ModelProto) -> None:
+    """ONNX Runtime does not load it elsewise where it makes weights unsigned."""
+    owned = onnx.ModelProto.FromString(signed.SerializeToString())
+    own_constants(owned.graph)
+    constants = {tensor.name for tensor in owned.graph.initializer}
+    weights = [n for n in owned.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    used = [name for node in weights for name in node.input]
+    assert len(used) == len(set(used))
+    read = [name for node in owned.graph.node for name in node.input]
+    assert all(read.count(node.output[0]) == 1 for node in weights)
 
 
 def test_openvinos_dense_blocks_add_to_a_copy(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
