@@ -301,12 +301,16 @@ def write_loud(path: Path, kind: str, rate: int, layout: str = "mono") -> Path:
     return path
 
 
+def copy_video(path: Path, out: Path) -> None:
+    with Source(path) as source, VideoWriter(out, (48, 64), source.rate, path) as writer:
+        for frame in source:
+            writer.write(frame.image, frame.time)
+
+
 def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
     loud = write_loud(tmp_path / "loud.mkv", "aac", 16000)
     copy = tmp_path / "copy.mp4"
-    with Source(loud) as source, VideoWriter(copy, (48, 64), source.rate, loud) as writer:
-        for frame in source:
-            writer.write(frame.image, frame.time)
+    copy_video(loud, copy)
     np.testing.assert_allclose(times(copy), times(loud), atol=2e-3)
     with av.open(str(copy)) as container:
         heard = sum(frame.samples for frame in container.decode(audio=0))
@@ -322,9 +326,7 @@ def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
                 packet.stream = streams[packet.stream.index]
                 container.mux(packet)
     moved = tmp_path / "moved.mp4"
-    with Source(late) as source, VideoWriter(moved, (48, 64), source.rate, late) as writer:
-        for frame in source:
-            writer.write(frame.image, frame.time)
+    copy_video(late, moved)
     assert times(moved)[0] == pytest.approx(0, abs=2e-3)
     with av.open(str(moved)) as container:
         assert next(container.decode(audio=0)).time == pytest.approx(0, abs=0.1)
@@ -654,9 +656,7 @@ with RowWriter(sys.argv[1]) as rows:
 def test_sound_that_mp4_does_not_hold_is_encoded(tmp_path: Path, kind: str, rate: int, layout: str) -> None:
     loud = write_loud(tmp_path / "loud.avi", kind, rate, layout)
     out = tmp_path / "a.mp4"
-    with Source(loud) as source, VideoWriter(out, (48, 64), source.rate, loud) as writer:
-        for frame in source:
-            writer.write(frame.image, frame.time)
+    copy_video(loud, out)
     np.testing.assert_allclose(times(out), times(loud), atol=2e-3)
     with av.open(str(out)) as container:
         assert (container.streams.audio[0].codec_context.name, container.streams.audio[0].rate) == ("aac", rate)
@@ -671,9 +671,7 @@ def test_sound_that_mp4_does_not_hold_is_encoded(tmp_path: Path, kind: str, rate
             writer.write(numbered(number), number / 2)
     with av.open(str(slow)) as container:
         assert max(part.time + part.samples / rate for part in container.decode(audio=0)) > 0.98
-    with Source(loud) as source, VideoWriter(tmp_path / "a.mkv", (48, 64), source.rate, loud) as writer:
-        for frame in source:
-            writer.write(frame.image, frame.time)
+    copy_video(loud, tmp_path / "a.mkv")
     with av.open(str(tmp_path / "a.mkv")) as container:
         assert container.streams.audio[0].codec_context.name == {"pcm_mulaw": "aac"}.get(kind, kind)
 
