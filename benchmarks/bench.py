@@ -34,6 +34,8 @@ from img2pose_edge.manifest import find_model
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.progress import track
 
+INTERRUPTED = "what had not been measured when it was interrupted"
+"""What is missing of a benchmark that Ctrl-C ended."""
 PACKAGES = ("img2pose-edge", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "ai-edge-litert")
 
 
@@ -81,8 +83,12 @@ class BenchOptions:
 def run_bench(options: BenchOptions) -> dict[str, Any]:
     """Measure everything that is there; what is not is listed under ``missing``, by name and reason.
 
+    Interrupted by Ctrl-C it gives what it has, times of one number of threads and accuracy of one contender as a whole;
+    :data:`INTERRUPTED` is then missing.
+
     Raises:
         ValueError: if there is nothing to measure, or two models have one file name.
+        KeyboardInterrupt: if it is interrupted before it has anything.
     """
     missing: list[str] = []
     contenders = our_contenders(options.models, options.sizes, missing)
@@ -103,15 +109,20 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         raise ValueError(f"models need file names of their own to be told apart: there are several of {twice[0]}")
     pythons = {"mediapipe": options.mediapipe}
     began, load = datetime.now(timezone.utc), load_before()
-    latency = {
-        str(threads): time_contenders(contenders, threads, options.faces, options.rounds, pythons, missing)
-        for threads in options.threads
-    }
+    latency: dict[str, dict[str, dict[str, Any]]] = {}
     accuracy: dict[str, dict[str, dict[str, Any]]] = {}
-    if options.data:
-        accuracy = measure_accuracy(contenders, options.data, pythons, missing)
-    else:
-        missing.append("accuracy: --data names no folder")
+    try:
+        for threads in options.threads:
+            timed = time_contenders(contenders, threads, options.faces, options.rounds, pythons, missing)
+            latency[str(threads)] = timed
+        if options.data:
+            accuracy = measure_accuracy(contenders, options.data, pythons, missing)
+        else:
+            missing.append("accuracy: --data names no folder")
+    except KeyboardInterrupt:
+        if not latency:
+            raise
+        missing.append(INTERRUPTED)
     results = []
     for contender in contenders:
         timed = {threads: of[contender.name] for threads, of in latency.items() if contender.name in of}
@@ -163,18 +174,21 @@ def measure_accuracy(
 
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     failed: set[tuple[str, str]] = set()
-    with ThreadPoolExecutor(cores.qsize()) as pool:
-        while tasks := choose_tasks(contenders, sets, found, failed):
-            measuring = pool.map(measure, tasks.items())
-            for contender, names in track(list(tasks.items()), "measuring accuracy"):
-                answer = next(measuring)
-                missing.extend(answer["problems"])
-                measured = answer.get("accuracy", {})
-                # Where it could not run, another engine that finds the same may.
-                failed |= {(contender.name, name) for name in answer.get("failed", names)}
-                for name in set(names) - set(answer.get("failed", names)):
-                    of = {**measured[name], "measured": contender.name} if name in measured else {}
-                    found[_same(contender, name)] = of
+    try:
+        with ThreadPoolExecutor(cores.qsize()) as pool:
+            while tasks := choose_tasks(contenders, sets, found, failed):
+                measuring = pool.map(measure, tasks.items())
+                for contender, names in track(list(tasks.items()), "measuring accuracy"):
+                    answer = next(measuring)
+                    missing.extend(answer["problems"])
+                    measured = answer.get("accuracy", {})
+                    # Where it could not run, another engine that finds the same may.
+                    failed |= {(contender.name, name) for name in answer.get("failed", names)}
+                    for name in set(names) - set(answer.get("failed", names)):
+                        of = {**measured[name], "measured": contender.name} if name in measured else {}
+                        found[_same(contender, name)] = of
+    except KeyboardInterrupt:
+        missing.append(INTERRUPTED)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for contender in contenders:
         of_set = {name: found.get(_same(contender, name)) for name in sets}

@@ -469,7 +469,7 @@ def bench(options: argparse.Namespace) -> int:
         before, after = (load_document(path) for path in options.compare)
         print(compare_documents(before, after))
         return 0
-    from img2pose_edge.benchmarks.bench import BenchOptions, run_bench
+    from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, run_bench
     from img2pose_edge.benchmarks.report import short_table, write_report
 
     if options.report.suffix != ".html":
@@ -483,7 +483,7 @@ def bench(options: argparse.Namespace) -> int:
     for line in document["missing"]:
         print(f"not measured: {line}", file=sys.stderr)
     print(*(f"wrote {path}" for path in written), sep="\n")
-    return 0
+    return 130 if INTERRUPTED in document["missing"] else 0
 
 
 def steadiness(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import onnx
 import pytest
 from conftest import SHARED, shared
 from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
-from img2pose_edge.benchmarks.bench import BenchOptions, measure_accuracy, run_bench, weigh
+from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
 from img2pose_edge.benchmarks.contenders import Contender, our_contenders, peer_contenders
 from img2pose_edge.benchmarks.figures import fastest, read, whole_call
@@ -251,6 +252,39 @@ def test_a_benchmark_that_measures_nothing_is_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr("img2pose_edge.benchmarks.bench.time_contenders", dies)
     with pytest.raises(ValueError, match=r"nothing could be measured: .*edge-n: died"):
         run_bench(BenchOptions(models=("edge-n",), sizes=(320,), threads=(1,)))
+
+
+def test_an_interrupted_benchmark_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "report.html"
+    once = ["bench", "--models", "edge-n", "--sizes", "320", "--threads", "1", "2", "--faces", "1", "--rounds", "1"]
+
+    def time_one(contenders: list[Contender], threads: int, *_: Any) -> dict[str, Any]:
+        if threads == 2:
+            raise KeyboardInterrupt
+        return {c.name: result("", 5.0, 0.9)["latency"]["1"] for c in contenders}
+
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.time_contenders", time_one)
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.choose_cores", lambda threads=None: [0])
+    assert main([*once, "--report", str(page)]) == 130
+    kept = load_document(page.with_suffix(".json"))
+    assert INTERRUPTED in kept["missing"]
+    assert list(kept["results"][0]["latency"]) == ["1"]
+
+
+def test_interrupted_accuracy_keeps_the_contenders_before(
+    evaluation_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contenders = [c for c in our_contenders(("edge-n", "edge-s"), (320,), []) if c.engine == "onnxruntime"]
+
+    def show(items: list[Any], _: str) -> Iterator[Any]:
+        yield items[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.track", show)
+    missing: list[str] = []
+    figures = measure_accuracy(contenders, evaluation_data, {}, missing)
+    assert [bool(figures[c.name]) for c in contenders] == [True, False]
+    assert INTERRUPTED in missing
 
 
 def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
