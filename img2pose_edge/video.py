@@ -237,6 +237,8 @@ class Source:
             return
         if self._endless:
             raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
+        if is_open_gif(Path(self._address)):
+            logger.warning("%s ends after %d frames, but not as a GIF does: it may have been cut off", self.name, index)
         # The number of frames counts those that are not shown, too; the duration does not, but holds a long last frame.
         whole = shown_seconds(Path(self._address))
         share = max(index / (self.frames or index), (last * self.rate + 1) / (whole * self.rate) if whole else 0.0)
@@ -308,6 +310,17 @@ def shown_seconds(path: Path) -> float | None:
         if path.suffix.lower() in (".mp4", ".m4v", ".mov") and video.duration and video.time_base:
             return float(video.duration * video.time_base)
     return None
+
+
+def is_open_gif(path: Path) -> bool:
+    """Whether a file is a GIF, which does not tell how many frames it has, without the byte that is the last one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(4) != b"GIF8":
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b";"
 
 
 def is_camera(source: str | Path | int) -> bool:

@@ -774,6 +774,23 @@ def test_a_matroska_file_that_is_cut_off_is_an_error(tmp_path: Path) -> None:
         list(Source(cut))
 
 
+def test_a_gif_that_is_cut_off_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, cut = tmp_path / "whole.gif", tmp_path / "cut.gif"
+    with av.open(str(whole), "w") as container:
+        video = container.add_stream("gif", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "rgb8"
+        for number in range(20):
+            noise = np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise, "rgb24").reformat(format="rgb8")))
+        container.mux(video.encode(None))
+    assert len(list(Source(whole))) == 20
+    assert not caplog.records
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    frames = len(list(Source(cut)))
+    assert 5 < frames < 15
+    assert f"cut.gif ends after {frames} frames, but not as a GIF does" in caplog.text
+
+
 def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the source is empty"):
         Source("")
