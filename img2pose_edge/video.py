@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge.files import open_to_write
+from img2pose_edge.header import image_size
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 from img2pose_edge.sound import open_sound
 
@@ -273,7 +274,7 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
     """Width and height in which each frame of a file is coded, where known; none of what is no file, or without PyAV.
 
     OpenCV stretches frames of another size to the first one, and does not tell. Sizes change at key frames, which are
-    all that is decoded here.
+    all that is decoded here; those of motion JPEG, which has no others, tell it themselves.
     """
     if not path.is_file():
         return
@@ -284,11 +285,16 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
     with suppress(av.FFmpegError, IndexError), av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         context.thread_count = 1
+        size = None
         for packet in container.demux(video=0):
             if packet.is_keyframe:
-                with suppress(av.FFmpegError):
-                    context.decode(packet)
-            yield (context.width, context.height) if context.width else None
+                with suppress(av.FFmpegError, ValueError):
+                    if context.name == "mjpeg":
+                        size = image_size(bytes(packet))
+                    else:
+                        context.decode(packet)
+                        size = (context.width, context.height) if context.width else None
+            yield size
 
 
 def shown_seconds(path: Path) -> float | None:

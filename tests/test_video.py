@@ -549,6 +549,14 @@ def test_a_stream_whose_frames_change_size_is_told(
     assert len(times(out)) == 30
 
 
+def test_motion_jpeg_whose_frames_change_size_is_told(tmp_path: Path) -> None:
+    stream = tmp_path / "joined.mjpeg"
+    sizes = [(48, 64)] * 5 + [(96, 64)] * 2
+    stream.write_bytes(b"".join(cv2.imencode(".jpg", numbered(i, size))[1].tobytes() for i, size in enumerate(sizes)))
+    with Source(stream) as source, pytest.raises(ValueError, match="changes size at frame 5: 64x96 after 64x48"):
+        list(source)
+
+
 def test_a_video_that_was_cut_off_is_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     avi = tmp_path / "cut.avi"  # its head tells how many frames there were
     with av.open(str(avi), "w") as container:
