@@ -26,7 +26,7 @@ from img2pose_edge.benchmarks.metrics import (
 )
 
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.preprocess import IMAGE_SUFFIXES, PAD_VALUE, load_image
+from img2pose_edge.preprocess import PAD_VALUE, is_image, load_image
 from img2pose_edge.progress import track
 
 AP_THRESHOLD = 0.02
@@ -132,7 +132,7 @@ def read_images(
     if problems is not None:
         listed = {root / record["image"] for record in records}
         beside = {p for folder in {path.parent for path in listed} if folder.is_dir() for p in folder.iterdir()}
-        extra = sorted(p for p in beside - listed if p.suffix.lower() in IMAGE_SUFFIXES)
+        extra = sorted(p for p in beside - listed if is_image(p))
         problems += [f"{label}: {path} has no label" for path in extra]
 
 

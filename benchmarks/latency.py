@@ -107,9 +107,9 @@ class Process:
                 line = stdout.readline()
             finally:
                 limit.cancel()
-        except OSError:
-            line = ""
-        answer = json.loads(line) if line else {"error": f"its process died: {_last_line(self._log)}"}
+            answer = json.loads(line)
+        except (OSError, ValueError):  # it died before or while it answered
+            answer = {"error": f"its process died: {_last_line(self._log)}"}
         if "error" in answer:
             raise ContenderError(f"{self.contender.name}: {answer['error']}")
         return dict(answer)

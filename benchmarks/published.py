@@ -95,7 +95,8 @@ def evaluate_aflw2000_official(detect: Detect, root: Path, points68: np.ndarray 
         FileNotFoundError: if there is no ``.mat`` file, or one without its image.
         ValueError, ImportError: as :func:`read_aflw2000`.
     """
-    files = sorted(root.glob("*.mat")) or sorted((root / "AFLW2000").glob("*.mat"))
+    names = "[!.]*.mat"  # macOS keeps notes in ``._`` files
+    files = sorted(root.glob(names)) or sorted((root / "AFLW2000").glob(names))
     if not files:
         raise FileNotFoundError(f"evaluation data lacks image*.mat of AFLW2000-3D in {root} or {root / 'AFLW2000'}")
     published, local, shifts, frame = [], [], [], own_frame(points68)

@@ -127,7 +127,9 @@ def load_torch(checkpoint: Path) -> nn.Module:
 def torch_detector(network: nn.Module, path: Path) -> PoseDetector:
     """A detector that runs a torch network as the model at ``path``, which was exported from it, is run."""
     detector = PoseDetector(path)
-    if "proposals" in detector.model.manifest:
+    if detector.model.has_proposals != hasattr(network, "search"):
+        raise ValueError(f"{path} was not exported from this checkpoint: one is an edge network, the other a full one")
+    if detector.model.has_proposals:
         from img2pose_edge.training.networks.full import FullNet, SearchOptions
 
         assert isinstance(network, FullNet)

@@ -108,8 +108,9 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if sum(map(text.count, "[{<")) > MAX_BRACKETS:
         raise ValueError(f"{path} is no calibration: it holds more than {MAX_BRACKETS} lists, maps or tags")
+    text = text.lstrip()
     if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
-        text = f"%YAML:1.0\n---\n{text}"
+        text = f"%YAML:1.0\n{'' if text.startswith('---') else '---'}\n{text}"
     try:
         storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
         found = {name: _find(storage, names, path) for name, names in NAMES.items()}

@@ -123,18 +123,18 @@ def detect(options: argparse.Namespace) -> int:
         check_writable(options.json)
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
-    results, bad, taken = [], [], sources
+    results, bad, taken, done = [], [], sources, False
     try:
         for path in track(paths, "detecting") if not alone else paths:
             try:
                 image = load_image(path)
                 camera = calibration and calibration.for_size(image.shape[1], image.shape[0])
-                found = detector.detect(image, intrinsics=camera and camera.intrinsics)
-                looked = look(found, 0.0, None, camera)
-                faces = looked.faces
             except (ValueError, OSError) as error:
                 bad.append(f"{error}")
                 continue
+            found = detector.detect(image, intrinsics=camera and camera.intrinsics)
+            looked = look(found, 0.0, None, camera)
+            faces = looked.faces
             results.append({"image": str(path), "faces": [f.to_dict() for f in faces]})
             if not options.json:
                 print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
@@ -146,10 +146,11 @@ def detect(options: argparse.Namespace) -> int:
                     target = target.with_name(f"{target.stem}_{target.suffix}")
                 taken.add(target.resolve())
                 write_picture(target, draw_faces(image, looked.seen))
+        done = True
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn
         for line in bad:
             print(f"error: {line}", file=sys.stderr)
-        if options.json:
+        if options.json and (results or done):
             text = json.dumps(results, indent=1) + "\n"
             if str(options.json) == "-":
                 print(text, end="")
@@ -262,6 +263,8 @@ def annotate(options: argparse.Namespace) -> int:
 
     if not 0 <= options.score_threshold <= 1:
         raise ValueError(f"score_threshold must be between 0 and 1, got {options.score_threshold}")
+    if options.detector and options.model:
+        raise ValueError("--detector and --model both label: name one")
     if options.detector:
         label = label_by_detector(options.detector, options.score_threshold)
     else:
@@ -280,6 +283,10 @@ def train(options: argparse.Namespace) -> int:
     from img2pose_edge.training.loop import train as run
 
     fields = TrainOptions.__dataclass_fields__
+    if options.proposals is None:
+        options.proposals = fields["proposals"].default
+    elif options.network.startswith("edge-"):
+        raise ValueError(f"--proposals is for full networks, not for {options.network}")
     options.float_layers = tuple(options.float_layers)
     chosen = TrainOptions(**{name: getattr(options, name) for name in fields})
     print(
@@ -301,6 +308,7 @@ def average(options: argparse.Namespace) -> int:
     from img2pose_edge.training.average import average_checkpoints
     from img2pose_edge.training.checkpoint import save_checkpoint
 
+    check_writable(options.out)
     save_checkpoint(average_checkpoints(options.checkpoints), options.out)
     print(options.out)
     return 0
@@ -309,6 +317,7 @@ def average(options: argparse.Namespace) -> int:
 def curves(options: argparse.Namespace) -> int:
     from img2pose_edge.training.curves import draw_curves
 
+    check_writable(options.out)
     print(draw_curves(options.runs, options.out))
     return 0
 
@@ -356,6 +365,7 @@ def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.quantize.graph import quantize_checkpoint
     from img2pose_edge.training.checkpoint import save_checkpoint
 
+    check_writable(options.out)
     state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers)
     save_checkpoint(state, options.out)
     print(options.out)
@@ -378,6 +388,9 @@ def parity(options: argparse.Namespace) -> int:
 
     if len(options.models) < 2:
         raise ValueError("parity compares models: name at least two")
+    for name in options.models[1:]:
+        if name.endswith(".pt"):
+            raise ValueError(f"{name} is a checkpoint, which only the first may be: export it, or name it first")
     paths = find_images(options.images)
     named = [model_and_engine(name) for name in options.models]
     first, engine = named[0]
@@ -431,7 +444,13 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError("--multi-scale is for --wider, which is not given")
     if options.biwi_frames and not options.biwi:
         raise ValueError("--biwi-frames is for --biwi, which is not given")
+    if options.multi_scale and options.input_size and not any((options.data, options.aflw2000, options.biwi)):
+        raise ValueError("--multi-scale has sizes of its own: leave out --input-size")
     detector = detector_from(options)
+    manifest = detector.model.path.with_suffix(".json")
+    for path in (options.json, options.write_manifest and manifest):
+        if path:
+            check_writable(path)
     detect, points = accuracy.detect_by(detector), detector.model.points68
     figures: dict[str, dict[str, float]] = {}
 
@@ -455,10 +474,9 @@ def evaluate(options: argparse.Namespace) -> int:
         report("biwi", published.evaluate_biwi(detect, options.biwi, options.biwi_frames, points))
     if options.write_manifest:
         rounded = {k: {n: round(float(v), 4) for n, v in d.items()} for k, d in without_nan(figures).items()}
-        path = detector.model.path.with_suffix(".json")
         metrics = {**detector.model.manifest["metrics"], **rounded}
-        write_manifest({**detector.model.manifest, "metrics": metrics}, path)
-        print(f"wrote {path}")
+        write_manifest({**detector.model.manifest, "metrics": metrics}, manifest)
+        print(f"wrote {manifest}")
     return 0
 
 
@@ -476,7 +494,8 @@ def bench(options: argparse.Namespace) -> int:
         raise ValueError(f"the report is a page and must end in .html, got {options.report}")
     fields = BenchOptions.__dataclass_fields__
     values = {name: getattr(options, name) for name in fields}
-    check_writable(options.report.with_suffix(".json"))
+    for suffix in (".html", ".json", ".png", ".md"):
+        check_writable(options.report.with_suffix(suffix))
     document = run_bench(BenchOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     written = write_report(document, options.report)
     print(short_table(document))
@@ -490,7 +509,8 @@ def steadiness(options: argparse.Namespace) -> int:
     from img2pose_edge.benchmarks.video_report import check_page, run_video_bench, tables, write_video_report
 
     check_page(options.report)
-    check_writable(options.report)
+    for suffix in (".md", ".json", ".png"):
+        check_writable(options.report.with_suffix(suffix))
     document = run_video_bench(options.data, options.pictures, options.model, options.threads)
     written = write_video_report(document, options.report)
     print(tables(document))
@@ -639,8 +659,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--proposals",
         type=int,
-        default=512,
-        help="of each picture that a full model's heads learn from: fewer are faster",
+        help="of each picture that a full model's heads learn from (default: 512): fewer are faster",
     )
     p.add_argument(
         "--teacher",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,13 +32,18 @@ def write_file(path: Path, data: bytes) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise ``OSError``, naming a file, if it could not be written: before work whose results go there."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():
         return  # a device, or a pipe that would wait for its reader
     path = path.resolve()
-    new = not path.exists()
-    open_to_write(path, "ab").close()
-    if new:
-        path.unlink()
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        open_to_write(path, "ab").close()
+    finally:
+        for place in new:
+            with suppress(OSError):
+                place.unlink() if place == path else place.rmdir()
 
 
 def open_to_write(path: Path, mode: str = "wb") -> BinaryIO:

@@ -98,7 +98,7 @@ def default_model(engine: str = "auto") -> str:
     Int8 where it was measured to be faster at equal accuracy (x86 with VNNI: docs/experiments.md); float on processors
     that it was not measured on or is slower on, and on accelerators, which compute in float16.
     """
-    name, _, provider = engine.partition(":")
+    name, _, provider = str(engine).partition(":")  # what is no name is told by the engines
     if name in ENGINE_MODELS:
         return ENGINE_MODELS[name]
     return INT8_MODEL if has_vnni() and runs_on_cpu(provider) else FLOAT_MODEL
@@ -131,11 +131,11 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     name = default_model(engine) if model is None else str(model)
     bundled = MODELS / f"{name}.json"
     is_name = Path(name).name == name and bundled.is_file()
-    manifest_path = bundled if is_name else Path(name).with_suffix(".json")
     if not is_name and not Path(name).is_file():
         raise FileNotFoundError(
             f"no model {name!r}: neither a file nor a bundled model ({', '.join(bundled_models()) or 'none'})"
         )
+    manifest_path = bundled if is_name else Path(name).with_suffix(".json")
     if not manifest_path.is_file():
         raise FileNotFoundError(f"model {name} has no manifest {manifest_path} beside it")
     try:

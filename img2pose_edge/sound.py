@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ def open_sound(source: Path, out: Path, file: Any) -> Sound | None:
     import av
 
     try:
-        container: Any = av.open(str(source))
+        container: Any = av.open(os.path.abspath(source))  # FFmpeg takes what stands before a colon for a protocol
     except av.FFmpegError as error:  # OpenCV could read it
         logger.warning("%s has no sound: %s", out, error)
         return None
@@ -56,7 +57,9 @@ class Sound:
         video = container.streams.video[0] if container.streams.video else None
         self._begins = float(video.start_time * video.time_base) if video and video.start_time else 0.0
         self._resampler: Any = None
-        if out.suffix.lower() == ".mp4" and given.codec_context.name.startswith("pcm_"):
+        kind = given.codec_context.name
+        streamed = kind == "aac" and not given.codec_context.extradata  # of MPEG-TS, each packet with a head of its own
+        if out.suffix.lower() == ".mp4" and (streamed or kind.startswith("pcm_")):
             self._stream = self._encoded(given)
         else:
             try:

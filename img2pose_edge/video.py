@@ -94,8 +94,7 @@ class Source:
             FileNotFoundError: if there is no such file.
             ValueError: if it cannot be opened, or holds no frames, or the rate is wrong.
         """
-        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            raise ValueError(f"rate must be a positive number of frames a second, got {rate!r}")
+        check_rate(rate)
         self._address = str(source)
         if not self._address:
             raise ValueError("the source is empty: a file, folder, camera number, address or pipeline is wanted")
@@ -109,6 +108,8 @@ class Source:
         self._endless = self._begun = False
         path = Path(self._address)
         camera = is_camera(source)
+        if not camera and os.path.isfile(path):  # FFmpeg takes what stands before a colon for a protocol
+            self._address = os.path.abspath(path)
         if not camera and os.path.isdir(path):
             self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
             if not self._paths:
@@ -282,7 +283,7 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
         import av
     except ImportError:
         return
-    with suppress(av.FFmpegError, IndexError), av.open(str(path)) as container:
+    with suppress(av.FFmpegError, IndexError), av.open(os.path.abspath(path)) as container:
         context = container.streams.video[0].codec_context
         context.thread_count = 1
         size = None
@@ -306,7 +307,7 @@ def shown_seconds(path: Path) -> float | None:
         import av
     except ImportError:
         return None
-    with suppress(av.FFmpegError, IndexError, ValueError), av.open(str(path)) as container:
+    with suppress(av.FFmpegError, IndexError, ValueError), av.open(os.path.abspath(path)) as container:
         video = container.streams.video[0]
         begins = float((video.start_time or 0) * (video.time_base or 0))
         if path.suffix.lower() in (".mkv", ".webm"):  # they tell the whole file's, and of a stream where it ends
@@ -329,12 +330,18 @@ def is_open_gif(path: Path) -> bool:
         return file.read() != b";"
 
 
+def check_rate(rate: float) -> None:
+    """Raises ``ValueError`` for what is no rate of a video."""
+    if not isinstance(rate, (int, float)) or not 0 < rate <= 1 / TICK:
+        raise ValueError(f"rate must be a positive number of frames a second, at most {1 / TICK}, got {rate!r}")
+
+
 def is_camera(source: str | Path | int) -> bool:
     """Whether a source is the number of a camera: a whole one, or its digits where no file has that name."""
     if isinstance(source, bool):
         raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
     digits = isinstance(source, str) and source.isdecimal()
-    return isinstance(source, int) or (digits and not Path(source).exists())
+    return isinstance(source, (int, np.integer)) or (digits and not Path(source).exists())
 
 
 def without_password(text: str) -> str:
@@ -385,8 +392,7 @@ class VideoWriter:
         check_video_suffix(path)
         if min(size) < 2:
             raise ValueError(f"a video's frames are at least 2x2 pixels, got {size[1]}x{size[0]}")
-        if not 0 < rate < math.inf:
-            raise ValueError(f"rate must be a positive number of frames a second, got {rate!r}")
+        check_rate(rate)
         try:
             av.codec.Codec(ENCODER, "w")
         except ValueError as error:
@@ -397,7 +403,7 @@ class VideoWriter:
         if path.suffix.lower() == ".mp4":
             options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
         open_to_write(path).close()
-        self._file: Any = av.open(str(path), "w", options=options)
+        self._file: Any = av.open(os.path.abspath(path), "w", options=options)
         # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second
         # a key frame, with which a fragment begins.
         options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(round(rate), 1))}

@@ -76,7 +76,21 @@ def test_what_cannot_be_written_is_told_before_the_work(
     check_writable(tmp_path / "new.json")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     check_writable(tmp_path / "link")
+    check_writable(tmp_path / "new" / "deep" / "a.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "link"]
+    for command in (one, ["evaluate", "--wider", str(tmp_path)], ["quantize", "--checkpoint", "x", "--images", "x"]):
+        where = "--out" if command[0] == "quantize" else "--json"
+        assert main([*command, where, str(folder)]) == 1
+
+
+def test_an_engine_that_refuses_is_told_once_and_replaces_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "keep.json").write_text("before")
+    refused = ["--model", "edge-n-int8-ov", "--engine-option", "NOPE=1", "--json", str(tmp_path / "keep.json")]
+    assert main(["detect", str(folder), *refused]) == 1
+    assert capsys.readouterr().err.count("error:") == 1
+    assert (tmp_path / "keep.json").read_text() == "before"
 
 
 def test_a_calibrated_cameras_photograph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +190,10 @@ def test_detections_before_an_interruption_are_kept(
         (["detect", "{folder}/a.jpg", "--model", "none.onnx"], "none.onnx"),
         (["detect", "{folder}", "--draw", "{folder}/one.png"], "name a folder"),
         (["evaluate", "--data", "nowhere"], "nowhere"),
+        (["parity", "edge-n", "x.pt", "--images", "{folder}"], "x.pt is a checkpoint, which only the first may be"),
+        (["annotate", "{folder}", "--detector", "x.onnx", "--model", "edge-n"], "both label: name one"),
+        (["train", "--data", "x", "--out", "x", "--proposals", "64"], "--proposals is for full networks"),
+        (["train", "--data", "x.lmdb", "--out", "x", "--cache", "y"], "a cache is for the pictures of a folder"),
         (["train", "--data", "nowhere", "--out", "{folder}/run"], "labels.jsonl"),
         (["export", "--checkpoint", "none.pt", "--out", "{folder}/x.onnx"], "none.pt"),
         (["export", "--checkpoint", "{folder}/a.jpg", "--out", "{folder}/x.onnx"], "a.jpg"),

@@ -295,6 +295,26 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
             read_records(tmp_path / "labels.jsonl")
 
 
+def test_labels_of_wrong_kinds_are_named(tmp_path: Path) -> None:
+    face, labels = {"box": [1, 2, 30, 40]}, tmp_path / "labels.jsonl"
+    for label, words in (
+        ({"faces": [[1, 2, 30, 40]]}, "face 0: it must be an object with box"),
+        ({"faces": [{**face, "angles": [1, 2, 3], "spread": -4}]}, "spread is degrees of uncertainty, got -4"),
+        ({"width": "320"}, "must be positive whole numbers, got '320'"),
+        ({"width": -5}, "must be positive whole numbers, got -5"),
+        ({"height": 320.5}, "must be positive whole numbers, got 320.5"),
+    ):
+        whole = {"image": "wider/a.jpg", "width": 320, "height": 320, "faces": [face], **label}
+        labels.write_text(json.dumps(whole))
+        with pytest.raises(ValueError, match=f"line 1: .*{words}"):
+            read_records(labels)
+    labels.write_text(json.dumps({"image": "a.jpg", "width": 320.0, "height": 240, "faces": [face]}))
+    assert read_records(labels)[0].width == 320
+    labels.write_bytes('{"image": "\xe9"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: UnicodeDecodeError"):
+        read_records(labels)
+
+
 def test_damaged_records_of_an_lmdb_are_named(tiny_data: Path, tmp_path: Path) -> None:
     out = prepare(tiny_data, tmp_path / "tiny.lmdb").path
     env = lmdb.open(str(out), subdir=False, map_size=1 << 30)
@@ -312,6 +332,27 @@ def test_damaged_records_of_an_lmdb_are_named(tiny_data: Path, tmp_path: Path) -
     out.write_bytes(b"no database at all" * 1000)
     with pytest.raises(ValueError, match="cannot be read as LMDB"):
         open_data(out, tmp_path)
+
+
+def test_an_lmdb_that_is_cut_off_is_named(tiny_data: Path, tmp_path: Path) -> None:
+    out = prepare(tiny_data, tmp_path / "tiny.lmdb").path
+    os.truncate(out, out.stat().st_size // 2)
+    for use in (lambda: open_data(out, tmp_path), lambda: prepare(tiny_data, out)):
+        with pytest.raises(ValueError, match=r"tiny\.lmdb is cut off: it has \d+ of \d+ bytes"):
+            use()
+
+
+def test_an_lmdb_of_a_corrected_lmdb_is_another(tiny_data: Path, tmp_path: Path) -> None:
+    data, first, second = tmp_path / "data", tmp_path / "first.lmdb", tmp_path / "second.lmdb"
+    shutil.copytree(tiny_data, data)
+    prepare(prepare(data, first).path, second)
+    assert len(prepare(first, second).records) == 12
+    labels = data / "labels.jsonl"
+    labels.write_text(labels.read_text().replace("[-5.0, 1.0, 3.0]", "[-5.0, 9.0, 3.0]"))
+    first.unlink()
+    prepare(data, first)
+    with pytest.raises(ValueError, match="other labels"):
+        prepare(first, second)
 
 
 def test_other_peoples_lmdbs_are_left_alone(tiny_data: Path, tmp_path: Path) -> None:
@@ -336,6 +377,13 @@ def test_images_without_labels_are_named(tmp_path: Path, astronaut: np.ndarray) 
     write_image(tmp_path / "01_Indoor/b.png", astronaut)
     done = prepare(tmp_path, tmp_path / "more.lmdb", skip_bad=True)
     assert done.skipped == ["01_Indoor/b.png: no .mat or .pts beside it"]
+
+
+def test_notes_of_macos_are_no_images(tmp_path: Path, astronaut: np.ndarray) -> None:
+    for suffix in (".png", ".pts"):
+        (tmp_path / "01_Indoor").mkdir(exist_ok=True)
+        (tmp_path / f"01_Indoor/._a{suffix}").write_bytes(b"\0\5\x16\7")
+    test_300w_folders(tmp_path, astronaut)
 
 
 def test_a_few_photographs_are_split_too(tiny_data: Path) -> None:
@@ -366,6 +414,15 @@ def test_data_sets_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match=r"list\.txt is not a text file"):
         prepare(tmp_path / "list.txt", tmp_path / "out.lmdb")
+    (tmp_path / "list.txt").write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"list\.txt is JSON of another kind: expected label\.txt"):
+        prepare(tmp_path / "list.txt", tmp_path / "out.lmdb")
+    for options, words in (({"longest": -5}, "longest must be at least 0"), ({"workers": 0}, "workers must be at")):
+        with pytest.raises(ValueError, match=words):
+            prepare(tmp_path / "list.txt", tmp_path / "out.lmdb", **options)
+    with pytest.raises(ValueError, match="images are named for lists of RetinaFace and img2pose"):
+        prepare(tmp_path, tmp_path / "out.lmdb", images=tmp_path)
+    assert not (tmp_path / "out.lmdb").exists()
     (tmp_path / "list.txt").write_text("gone.json\n")
     with pytest.raises(ValueError, match=r"names gone\.json, which is not there"):
         prepare(tmp_path / "list.txt", tmp_path / "out.lmdb")

@@ -133,6 +133,7 @@ def test_options_of_one_photograph_are_its_own(client: TestClient, photo: bytes)
     assert client.post("/detect?input_size=320", content=photo).json()["settings"]["input_size"] == 320
     assert len(client.post("/detect", content=photo).json()["faces"]) == 1
     for query, why in (
+        ("score_treshold=0.9", "unknown score_treshold: known are input_size, score_threshold"),
         ("input_size=large", "input_size must be a whole number, got 'large'"),
         ("input_size=100000", "input_size must be at most 1920, got 100000"),
         ("input_size=-1", "input_size must be an integer of at least"),
@@ -242,6 +243,7 @@ def test_settings_are_small(client: TestClient) -> None:
     assert (response.status_code, error(response)) == (413, "the body is too large: at most 64 KiB are accepted")
     response = client.post("/settings", json=[1, 2])
     assert (response.status_code, error(response)) == (400, "settings must be a JSON object, got [1, 2]")
+    assert error(client.post("/settings", content=b"x")).startswith("settings must be a JSON object: Expecting value")
 
 
 def test_connections_on_which_nothing_is_asked_are_closed(

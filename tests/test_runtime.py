@@ -173,6 +173,10 @@ def test_execution_providers_are_chosen_by_what_is_there(monkeypatch: pytest.Mon
         load_engine("onnxruntime:coreml", model, None)
     with pytest.raises(ValueError, match="unknown provider"):
         load_engine("onnxruntime:abacus", model, None)
+    with pytest.raises(ValueError, match="an engine is a name, one of auto"):
+        PoseDetector(engine=None)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="no model ''"):
+        PoseDetector("")
     with pytest.raises(ValueError, match="unknown engine 'openvino:cuda'"):
         load_engine("openvino:cuda", model, None)
     monkeypatch.setattr(FakeSession, "get_providers", lambda self: ["CPUExecutionProvider"])

@@ -499,6 +499,7 @@ def test_an_ellipsoid_beside_the_camera_has_no_gradient(tiny_data: Path, tmp_pat
         ({"ema_decay": 1.5}, "ema_decay must be from 0 to 1, got 1.5"),
         ({"warmup_steps": -5}, "warmup_steps must be from 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be from"),
+        ({"network": "edge-x"}, "network must be one of edge-n, edge-s, full-18"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
@@ -513,6 +514,16 @@ def test_what_cannot_be_trained_is_named(
         train(tiny_data, tmp_path / "run", small_options(), workers=0, validate_every=0)
     with pytest.raises(ValueError, match="device 'nonsense' cannot be used"):
         train(tiny_data, tmp_path / "run", small_options(), workers=0, device="nonsense")
+    for options, more, words in (
+        ({"teacher": ("none.pt",)}, {}, r"no checkpoint none\.pt"),
+        ({}, {"initial": tmp_path / "none.pt"}, r"no checkpoint .*none\.pt"),
+        ({"int8": True}, {}, "name it as initial"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            train(tiny_data, tmp_path / "early", dataclasses.replace(small_options(), **options), workers=0, **more)
+    assert not (tmp_path / "early").exists(), "told before all pictures are decoded"
+    with pytest.raises(ValueError, match="img2pose-18 is only fine-tuned: name a converted official checkpoint"):
+        train(tiny_data, tmp_path / "x", dataclasses.replace(small_options(), network="img2pose-18"), workers=0)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes"):
         train(tiny_data, tmp_path / "run", dataclasses.replace(small_options(), batch_size=4), workers=0)
@@ -525,6 +536,12 @@ def test_what_cannot_be_trained_is_named(
     (other / "labels.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     train(other, tmp_path / "run", small_options(), workers=0)
     assert "began with other pictures or labels" in caplog.text
+    caplog.clear()
+    changed = [*lines[:-1], lines[-1].replace('"spread": 1.0', '"spread": 9.0')]
+    (other / "labels.jsonl").write_text("\n".join(changed) + "\n")
+    train(other, tmp_path / "run", small_options(), initial=last, workers=0)
+    assert "began with other pictures or labels" in caplog.text
+    assert "is what a new run would start from" in caplog.text
     assert "has 6 steps already" in caplog.text
     shutil.copy(last.with_name("best.pt"), last)
     with pytest.raises(ValueError, match=r"last\.pt is no state of a run to go on with: it lacks raw_weights"):
@@ -679,11 +696,12 @@ def test_an_average_of_checkpoints_lies_between_them(tmp_path: Path, capsys: pyt
     for seed, (path, name) in enumerate(zip(paths, ("edge-n", "edge-n", "edge-s"), strict=True)):
         torch.manual_seed(seed)
         network = build_network(name)
-        save_checkpoint({"network": name, "weights": network.state_dict(), "step": seed}, path)
+        of_run = {"raw_weights": network.state_dict(), "optimizer": {}}
+        save_checkpoint({"network": name, "weights": network.state_dict(), "step": seed, **of_run}, path)
     out = tmp_path / "c.pt"
     assert main(["average", str(paths[0]), str(paths[1]), "--out", str(out)]) == 0
     (first, _), (second, _), (state, _) = (load_network(path) for path in (*paths[:2], out))
-    assert state["step"] == 0
+    assert (state["step"], state.keys()) == (0, {"network", "weights", "step"})
     for name, value in state["weights"].items():
         torch.testing.assert_close(value.double(), (first["weights"][name] + second["weights"][name]).double() / 2)
         assert value.dtype == first["weights"][name].dtype

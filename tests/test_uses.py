@@ -568,8 +568,11 @@ def test_calibrations_with_rows_or_a_byte_order_mark_are_read(tmp_path: Path) ->
     values = (1280, 720, CAMERA.tolist(), LENS.tolist())
     path.write_text(json.dumps(dict(zip(names, values, strict=True))))
     np.testing.assert_array_equal(read_calibration(path).intrinsics, CAMERA + HALF_PIXEL)
-    path.write_bytes(b"\xef\xbb\xbf" + ROS.encode())
-    np.testing.assert_array_equal(read_calibration(path).distortion, LENS)
+    path.write_text("\n" + path.read_text())
+    np.testing.assert_array_equal(read_calibration(path).intrinsics, CAMERA + HALF_PIXEL)
+    for begin in (b"\xef\xbb\xbf", b"---\n"):
+        path.write_bytes(begin + ROS.encode())
+        np.testing.assert_array_equal(read_calibration(path).distortion, LENS)
 
 
 def test_a_calibration_keeps_its_numbers() -> None:

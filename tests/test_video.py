@@ -684,6 +684,22 @@ def test_sound_that_mp4_does_not_hold_is_encoded(tmp_path: Path, kind: str, rate
         assert container.streams.audio[0].codec_context.name == {"pcm_mulaw": "aac"}.get(kind, kind)
 
 
+def test_sound_of_a_transport_stream_is_encoded(tmp_path: Path) -> None:
+    loud = write_loud(tmp_path / "loud.ts", "aac", 44100)
+    copy_video(loud, tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 43000
+
+
+def test_names_with_a_colon_are_no_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_loud(tmp_path / "12:30.mkv", "aac", 16000)
+    monkeypatch.chdir(tmp_path)
+    copy_video(Path("12:30.mkv"), Path("out:1.mp4"))
+    assert len(times(tmp_path / "out:1.mp4")) == 25
+    with av.open(str(tmp_path / "out:1.mp4")) as container:
+        assert container.streams.audio
+
+
 def test_sound_that_breaks_off_leaves_the_pictures_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -804,7 +820,7 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
         Source("")
     with pytest.raises(ValueError, match="got True"):
         Source(True)
-    for rate in (0, float("nan"), "25"):
+    for rate in (0, float("nan"), "25", 1e10):
         with pytest.raises(ValueError, match="rate must be a positive number of frames a second"):
             Source(tmp_path, rate)  # type: ignore[arg-type]
 

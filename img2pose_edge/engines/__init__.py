@@ -43,6 +43,8 @@ def choose_engine(name: str, model: Model) -> tuple[str, str]:
     Raises:
         ValueError: if the engine is unknown, or does not run such a model.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"an engine is a name, one of auto, {', '.join(ENGINES)}; got {name!r}")
     readers = READERS.get(model.path.suffix, ())
     chosen, _, provider = (readers[0] if name == "auto" and readers else name).partition(":")
     if chosen not in ("auto", *ENGINES) or (provider and chosen != "onnxruntime"):

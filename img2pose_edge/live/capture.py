@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -185,6 +184,5 @@ def source_name(source: str) -> str:
     """What the page calls a source; of a file its name alone."""
     if is_camera(source):
         return f"camera {source}"
-    path = Path(source)
-    name = path.name if path.exists() else without_password(source)
+    name = os.path.basename(source.rstrip("/")) if os.path.exists(source) else without_password(source)
     return os.fsencode(name).decode(errors="replace")

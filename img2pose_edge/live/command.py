@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -51,7 +51,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
         with Source(source) as opened:
             first = next(iter(opened)) if detector.calibration else None
     except ValueError as error:  # a camera may come yet; photographs are served without it
-        if Path(source).exists():
+        if os.path.exists(source):  # pipelines are too long for a Path
             raise
         logger.warning("%s; the page shows it once it is there", error)
     else:

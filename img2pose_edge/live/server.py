@@ -61,7 +61,10 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
         if request.method == "POST":
             rate.check(address(request))
             try:
-                wanted = await request.json()
+                try:
+                    wanted = await request.json()
+                except ValueError as error:
+                    raise ValueError(f"settings must be a JSON object: {error}") from error
                 if not isinstance(wanted, dict):
                     raise TypeError(f"settings must be a JSON object, got {json.dumps(wanted)[:40]}")
                 await run_in_threadpool(capture.detector.change, wanted)
@@ -148,7 +151,11 @@ async def send_shots(socket: WebSocket, capture: Capture) -> None:
 def detect_options(request: Request) -> dict[str, Any]:
     """``input_size`` and ``score_threshold`` of the query, where they are given."""
     options: dict[str, Any] = {}
-    for name, kind, what in (("input_size", int, "whole number"), ("score_threshold", float, "number")):
+    kinds = (("input_size", int, "whole number"), ("score_threshold", float, "number"))
+    unknown = set(request.query_params) - {"token", *(name for name, *_ in kinds)}
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}: known are {', '.join(name for name, *_ in kinds)}")
+    for name, kind, what in kinds:
         text = request.query_params.get(name)
         if text is not None:
             try:

@@ -12,7 +12,7 @@ from img2pose_edge.training.networks import load_network
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
-    """The first of some checkpoints, with the mean of the weights of all.
+    """The first of some checkpoints, with the mean of the weights of all; without the state of its run, if it has one.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`load_network`; if they are of networks of several shapes, or one alone.
@@ -28,4 +28,5 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         name: torch.stack([state["weights"][name].double() for state in states]).mean(0).to(value.dtype)
         for name, value in states[0]["weights"].items()
     }
-    return {**states[0], "weights": weights}
+    kept = ("network", "config", "step", "data", "options")
+    return {**{name: states[0][name] for name in kept if name in states[0]}, "weights": weights}

@@ -68,9 +68,13 @@ def _array(face: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray
 
 def check_face(face: dict[str, Any], width: int, height: int) -> None:
     """Raise ``ValueError`` if a face's numbers are not finite, misshapen, or it lies outside its image."""
+    if not isinstance(face, dict):
+        raise ValueError(f"it must be an object with box and what else is known, got {face!r}")
     box = _array(face, "box", (4,))
     for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,)), ("spread", ())):
         _array(face, key, shape)
+    if face.get("spread", 0) < 0:
+        raise ValueError(f"its spread is degrees of uncertainty, got {face['spread']}")
     if isinstance(face.get("label"), dict):
         for key in ("tilt", "pan"):
             _array(face["label"], key, ())

@@ -117,12 +117,24 @@ def make_record(label: dict[str, Any]) -> Record:
     """
     folders = [part for part in Path(label["image"]).parts[:-1] if part != "images"]
     collection = folders[0] if folders else ""
+    width, height = whole_pixels(label["width"]), whole_pixels(label["height"])
     for number, face in enumerate(label["faces"]):
         try:
-            check_face(face, label["width"], label["height"])
+            check_face(face, width, height)
         except ValueError as error:
             raise ValueError(f"face {number}: {error}") from error
-    return Record(label["image"], collection, label["width"], label["height"], parse_faces(label["faces"]))
+    return Record(label["image"], collection, width, height, parse_faces(label["faces"]))
+
+
+def whole_pixels(side: Any) -> int:
+    """A width or height of a label, which may be written as 320.0.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(side, bool) or not isinstance(side, (int, float, np.integer)) or side < 1 or side != int(side):
+        raise ValueError(f"width and height must be positive whole numbers, got {side!r}")
+    return int(side)
 
 
 def as_bytes(name: str) -> bytes:
@@ -158,7 +170,7 @@ def read_records(labels: Path) -> list[Record]:
             f"no labels file {labels}: --data expects a folder with labels.jsonl and the images it names"
         )
     records = []
-    with labels.open(encoding="utf-8") as lines:
+    with labels.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 records.append(make_record(json.loads(line)))
@@ -285,6 +297,7 @@ class PixelCache:
                     for _ in track(decoded, "decoding", total=len(records)):
                         pass
                 pixels.flush()
+                del pixels  # Windows renames no file that is mapped
                 os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge.benchmarks.accuracy import read_mat
-from img2pose_edge.preprocess import IMAGE_SUFFIXES
+from img2pose_edge.preprocess import is_image
 from img2pose_edge.training.store import LmdbReader
 
 Face = dict[str, Any]
@@ -34,6 +34,7 @@ class Source:
     Both raise ``OSError`` or ``ValueError`` where a file is missing or damaged. ``name`` starts with the
     collection (``wider``, ``300w``, …) that training mixes by. ``posed``: faces come with all that training needs.
     ``size``: width and height that the label claims. ``label``: the file that holds this image's label alone.
+    ``checksum``: of label and image, where the data set tells one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     posed: bool = False
     size: tuple[int, int] | None = None
     label: Path | None = None
+    checksum: int | None = None
 
 
 def read_sources(path: Path, images: Path | None = None) -> list[Source]:
@@ -58,6 +60,8 @@ def read_sources(path: Path, images: Path | None = None) -> list[Source]:
     """
     if not path.exists():
         raise FileNotFoundError(f"no data set {path}: expected {EXPECTED}")
+    if images and (path.is_dir() or path.suffix in (".jsonl", ".lmdb")):
+        raise ValueError(f"images are named for lists of RetinaFace and img2pose: {path} says itself where its own are")
     beside = path.parent / "images"
     root = images or (beside if beside.is_dir() else path.parent)
     try:
@@ -86,7 +90,11 @@ def _read_lmdb(path: Path) -> list[Source]:
 
     def source(i: int) -> Source:
         name = f"record {i}" if i in reader.damaged else reader.labels[i]["image"]
-        return Source(name, partial(reader.image, i), lambda: reader.label(i)["faces"], posed=True)
+
+        def faces() -> list[Face]:
+            return list(reader.label(i)["faces"])
+
+        return Source(name, partial(reader.image, i), faces, posed=True, checksum=reader.checksums[i])
 
     return [source(i) for i in range(len(reader.labels))]
 
@@ -169,13 +177,15 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
         return (root / load(name)["image_path"]).read_bytes()
 
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if names and names[0].startswith(("{", "[")):
+        raise ValueError(f"{path} is JSON of another kind: expected {EXPECTED}")
     collection = "wider" if "wider" in path.stem.lower() else path.stem
     return [Source(f"{collection}/{n}", partial(image, n), partial(faces, n), label=find(n)) for n in names]
 
 
 def _read_folder(path: Path) -> list[Source]:
     """300W-LP: an image and a ``.mat`` of 3DMM parameters; 300W: an image and a ``.pts``."""
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(filter(is_image, path.rglob("*")))
     kinds = {".mat": ("300w-lp", _read_mat), ".pts": ("300w", _read_pts)}
     labels = {image: [s for s in kinds if image.with_suffix(s).is_file()] for image in images}
     if not any(labels.values()):

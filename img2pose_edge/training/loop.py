@@ -29,7 +29,7 @@ from img2pose_edge.training.data import as_bytes, open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.grow import grow
 from img2pose_edge.training.memory import keep_freed_memory
-from img2pose_edge.training.networks import build_network, load_network
+from img2pose_edge.training.networks import FULL, build_network, load_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
 from img2pose_edge.training.objective import EdgeObjective, Objective
 from img2pose_edge.training.optimizer import build_optimizer
@@ -86,7 +86,12 @@ class TrainOptions:
             raise ValueError(f"crop_size must be a multiple of 32 and at least 96, got {self.crop_size}")
 
 
-CHOICES = {"optimizer": ("muon", "adamw", "sgd"), "schedule": ("cosine", "plateau"), "augmentation": tuple(STRENGTHS)}
+CHOICES = {
+    "network": (*CONFIGS, *FULL),
+    "optimizer": ("muon", "adamw", "sgd"),
+    "schedule": ("cosine", "plateau"),
+    "augmentation": tuple(STRENGTHS),
+}
 
 
 RANGES = {
@@ -158,6 +163,8 @@ def begin(options: TrainOptions, initial: Path | None, last: Path) -> nn.Module:
         return build_network(options.network, load_checkpoint(last).get("config"))
     network = build_network(options.network)
     if not initial:
+        if getattr(network, "official", False):
+            raise ValueError(f"{options.network} is only fine-tuned: name a converted official checkpoint as initial")
         return network
     source, trained = load_network(initial)
     if isinstance(network, EdgeNet) and isinstance(trained, EdgeNet) and not options.int8:
@@ -276,6 +283,16 @@ def train(
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
+    last = run / "last.pt"
+    for path in (*map(Path, options.teacher), *([initial] if initial else [])):
+        if not path.is_file():  # told before all pictures are decoded
+            raise FileNotFoundError(f"no checkpoint {path}")
+    if options.int8 and not initial and not last.exists():
+        raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
+    if initial and last.exists() and rank == 0:
+        logger.warning("%s is gone on with: %s is what a new run would start from", last, initial)
+    if cache and data.suffix == ".lmdb":
+        raise ValueError(f"a cache is for the pictures of a folder: those of {data} are decoded each time")
     keep_freed_memory()
     torch.manual_seed(options.seed)
     opened = open_data(data, cache or run) if rank == 0 else None  # decodes before the other processes look
@@ -285,12 +302,9 @@ def train(
     training, held_out = split(records)
     composer = Composer(records, pixels, training, options.crop_size, options.seed, STRENGTHS[options.augmentation])
 
-    last = run / "last.pt"
     network = begin(options, initial, last)
     shape = network.config if isinstance(network, EdgeNet) else None
     if options.int8:
-        if not initial and not last.exists():
-            raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
         network = quantizable(network, options, [composer[i].image for i in range(SHOWN_PICTURES)])
     objective = build_objective(network, options, where)
     if not initial and not last.exists():
@@ -302,8 +316,9 @@ def train(
         optimizer, "max", 0.1, patience=3, threshold=1e-3, threshold_mode="abs"
     )
     start, best, stale = 0, -math.inf, 0
-    parts = (as_bytes(r.image) + r.faces.boxes.tobytes() + r.faces.local.tobytes() for r in records)
-    labels = zlib.crc32(b"".join(parts))
+    arrays = "boxes", "local", "trust", "landmarks", "ignore"
+    marks = ([as_bytes(r.image), *(getattr(r.faces, name).tobytes() for name in arrays)] for r in records)
+    labels = zlib.crc32(b"".join(part for of in marks for part in of))
     if last.exists():
         state = load_checkpoint(last)
         lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]

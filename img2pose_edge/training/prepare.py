@@ -56,7 +56,8 @@ def read_item(source: Source, longest: int) -> tuple[dict[str, Any], bytes]:
             raise ValueError(f"face {number}: {error}") from error
     factor = longest / max(width, height) if longest else 1.0
     if factor < 1:
-        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        shape = max(1, round(width * factor)), max(1, round(height * factor))
+        image = cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
         data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
         scale = np.array([image.shape[1] / width, image.shape[0] / height])
         for face in faces:
@@ -88,6 +89,9 @@ def prepare(
     """
     if out.suffix != ".lmdb":
         raise ValueError(f"the output must end in .lmdb, got {out}")
+    for name, value, least in (("longest", longest, 0), ("workers", workers, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     sources = read_sources(source, images)
     identity = identify(source, sources, longest)
     writer = LmdbWriter(out, f"{source.name} {identity:08x}", len(sources))
@@ -119,7 +123,8 @@ def prepare(
 
 def identify(source: Path, sources: list[Source], longest: int) -> int:
     """What tells a data set from others: its images' names and labels (corrected ones make another), and the size."""
-    names = "\n".join([*(s.name for s in sources), f"longest {longest}"])
+    marks = [s.name if s.checksum is None else f"{s.name} {s.checksum:08x}" for s in sources]
+    names = "\n".join([*marks, f"longest {longest}"])
     identity = zlib.crc32(as_bytes(names))
     listed = source / "labels.jsonl" if source.is_dir() else source
     files = [listed] if listed.is_file() and listed.suffix != ".lmdb" else []

@@ -35,11 +35,16 @@ _LOCK = threading.Lock()
 
 
 def _reading(path: Path) -> Any:
-    """The environment of a store in this process; LMDB allows one, whoever reads."""
+    """The environment of a store in this process; LMDB allows one, whoever reads. ``ValueError`` if it is cut off."""
     key = os.getpid(), path.resolve()
     with _LOCK:
         if key not in _READING:
-            _READING[key] = _lmdb().open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+            environment = _lmdb().open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
+            whole = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+            if path.stat().st_size < whole:  # whoever reads beyond a file's end is killed
+                environment.close()
+                raise ValueError(f"{path} is cut off: it has {path.stat().st_size} of {whole} bytes")
+            _READING[key] = environment
         return _READING[key]
 
 
@@ -59,9 +64,11 @@ class LmdbWriter:
 
     def __init__(self, path: Path, source: str, items: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _close(path)
         lmdb = _lmdb()
         try:
+            if path.is_file() and path.stat().st_size:
+                _reading(path)  # says if it is cut off
+            _close(path)
             self._env = lmdb.open(str(path), subdir=False, map_size=MAP_SIZE)
             with self._env.begin() as transaction:
                 meta, used = transaction.get(b"meta"), transaction.stat()["entries"] > 0
@@ -104,6 +111,7 @@ class LmdbReader:
 
     Attributes:
         labels: of all records, in order; empty dicts for the damaged ones.
+        checksums: of all records.
         damaged: what is wrong with which record.
 
     Raises:
@@ -116,6 +124,7 @@ class LmdbReader:
             raise FileNotFoundError(f"no data set {path}")
         self._path = path
         self.labels: list[dict[str, Any]] = []
+        self.checksums: list[int] = []
         self.damaged: dict[int, str] = {}
         lmdb = _lmdb()
         try:
@@ -128,7 +137,9 @@ class LmdbReader:
                     raise ValueError(f"{path} is not finished ({done}): run the same 'img2pose-edge prepare' again")
                 self._keys = [bytes(k)[6:] for k in transaction.cursor().iternext(values=False) if k[:6] == b"label/"]
                 for number, key in enumerate(track(self._keys, "checking")):
-                    self.labels.append(self._check(number, transaction.get(b"label/" + key), key, transaction))
+                    text = transaction.get(b"label/" + key)
+                    self.checksums.append(zlib.crc32(text))
+                    self.labels.append(self._check(number, text, key, transaction))
         except lmdb.Error as error:
             raise ValueError(f"{path} cannot be read as LMDB: {error}") from error
         finally:
