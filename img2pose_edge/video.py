@@ -277,7 +277,7 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
     OpenCV stretches frames of another size to the first one, and does not tell. Sizes change at key frames, which are
     all that is decoded here; those of motion JPEG, which has no others, tell it themselves.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # a pipeline may be too long for a path of pathlib's
         return
     try:
         import av
@@ -301,7 +301,7 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
 def shown_seconds(path: Path) -> float | None:
     """How long a file says that its video is, without what it does not show; None where that is not known, or without
     PyAV."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         import av
@@ -321,7 +321,7 @@ def shown_seconds(path: Path) -> float | None:
 
 def is_open_gif(path: Path) -> bool:
     """Whether a file is a GIF, which does not tell how many frames it has, without the byte that is the last one."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     with path.open("rb") as file:
         if file.read(4) != b"GIF8":
