@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from img2pose_edge import PoseDetector, read_calibration, undistort_face
-from img2pose_edge.cli import main, write_picture
+from img2pose_edge.cli import main
+from img2pose_edge.commands.images import write_picture
 from img2pose_edge.files import check_writable, write_file
 from img2pose_edge.preprocess import load_image
 

@@ -1,0 +1,76 @@
+"""Photographs that commands are given, and pictures that they write."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from img2pose_edge.files import write_file
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
+from img2pose_edge.progress import track
+
+
+def find_images(patterns: Sequence[str]) -> list[Path]:
+    """Image files named by paths, folders (searched below) and globs, in order, without repeats.
+
+    Raises:
+        FileNotFoundError: for a folder without images, or a pattern that matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if is_image(p))
+            if not matches:
+                raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
+        elif path.exists() or not glob.has_magic(pattern):
+            matches = [path]
+        else:
+            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+            if not matches:
+                raise FileNotFoundError(f"no image matches {pattern}")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def check_picture_suffix(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")
+
+
+def write_picture(path: Path, image: Any) -> None:
+    """Encode by the path's suffix and write atomically."""
+    check_picture_suffix(path)
+    suffix = path.suffix.lower()
+    try:
+        done, data = cv2.imencode(suffix, image)
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"cannot write {path}: {suffix} does not hold a picture of {image.shape[1]}x{image.shape[0]}")
+    write_file(path, data.tobytes())
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", nargs="+", required=True, metavar="PATH", help="photographs: files, folders, globs")
+    parser.add_argument("--count", type=int, default=96, help="of them that are used, evenly spread")
+    parser.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side they are shown at")
+
+
+def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
+    """``--count`` of the ``--images``, evenly spread, as the network sees them."""
+    from img2pose_edge.preprocess import letterbox
+
+    if options.count < 1:
+        raise ValueError(f"count must be at least 1, got {options.count}")
+    if options.input_size < 64:
+        raise ValueError(f"input_size must be at least 64 pixels, got {options.input_size}")
+    paths = find_images(options.images)
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
+    return [letterbox(load_image(path), options.input_size, 64)[0] for path in track(chosen, "reading")]
