@@ -124,6 +124,7 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
         "command": shlex.join(["img2pose-edge", *sys.argv[1:]]),
         "machine": {**machine(), **load},
         "models": {name: one.model.manifest["name"] for name, one in detectors.items()},
+        "sha256": {one.model.path.name: one.model.manifest["sha256"] for one in detectors.values()},
         "photographs": [path.name for path in photos],
         "rendered": {name: summarize(name, traces) for name, traces in rendered.items()},
         "clips": watched,
