@@ -54,7 +54,7 @@ def namespace(array: Array) -> Any:
 def like(values: np.ndarray, example: Array) -> Array:
     """``values`` as an array of the kind, dtype (of whole numbers: as it is) and device of ``example``."""
     if namespace(example) is np:
-        return values.astype(example.dtype) if example.dtype.kind == "f" else values
+        return values.astype(example.dtype, copy=False) if example.dtype.kind == "f" else values
     return example.new_tensor(values.tolist())
 
 

@@ -176,7 +176,8 @@ class PoseTracker:
         for row, column in zip(rows, columns, strict=True):
             self._tracks[row].raw, self._tracks[row].box = faces[column], boxes[column]
         if rows:
-            self._filter.update(np.array(rows), states[columns], time)
+            every = len(rows) == len(self._tracks)  # in order then
+            self._filter.update(slice(None) if every else np.array(rows), states[columns], time)
         sure[columns] = False
         begun = np.flatnonzero(sure).tolist()
         if begun:
@@ -193,7 +194,7 @@ class PoseTracker:
     def _match(
         self, boxes: np.ndarray, states: np.ndarray, sure: np.ndarray, time: float
     ) -> tuple[list[int], list[int]]:
-        """Which tracks (rows) continue in which faces (columns)."""
+        """Which tracks (rows, in order) continue in which faces (columns)."""
         if not self._tracks:
             return [], []
         with np.errstate(over="ignore", invalid="ignore"):  # a face predicted beside the camera matches nothing
@@ -211,14 +212,17 @@ class PoseTracker:
                 if left.any():
                     similarity = pairwise_iou(expected @ GROWN, boxes @ GROWN) * alike
                     pairs += match_greedily(similarity, left & (similarity >= SURE_SIMILARITY), ~sure)
+        pairs.sort()
         return [row for row, _ in pairs], [column for _, column in pairs]
 
     def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
-        unseen, age = time - self._filter.seen, time - self._filter.born
-        rows = np.flatnonzero(np.full(len(unseen), True) if predicted else unseen == 0)
-        if not len(rows):
+        unseen, age, tracks = time - self._filter.seen, time - self._filter.born, self._tracks
+        states = self._filter.at(time) if predicted else self._filter.smooth
+        if not predicted and unseen.any():
+            rows = np.flatnonzero(unseen == 0)
+            states, unseen, age, tracks = states[rows], unseen[rows], age[rows], [tracks[row] for row in rows.tolist()]
+        if not tracks:
             return []
-        states = (self._filter.at(time) if predicted else self._filter.smooth)[rows]
         rotation = matrix_from_quaternion(states[:, :4])
         local = local_rotation(rotation, states)
         translation = state_translation(states)
@@ -226,11 +230,10 @@ class PoseTracker:
         with np.errstate(invalid="ignore"):
             boxes = project_face_box(rotation, translation, self._camera)
         shown = np.isfinite(boxes).all(1).tolist()
-        tracks = [self._tracks[row] for row in rows.tolist()]
         raw = [track.raw for track in tracks]
         parts = boxes, poses, rotation, local, matrix_to_angles(local), repeat(self._camera)
         smooth = map(Face, [face.score for face in raw], *parts)
-        times = age[rows].tolist(), unseen[rows].tolist()
+        times = age.tolist(), unseen.tolist()
         tracked = map(TrackedFace, [track.id for track in tracks], smooth, raw, *times)
         return [face for face, fits in zip(tracked, shown, strict=True) if fits]
 
@@ -255,8 +258,7 @@ def check_faces(faces: Sequence[Face]) -> np.ndarray:
         if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
             raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
     poses = np.array([face.pose for face in faces]).reshape(-1, 6)
-    good = np.isfinite(poses).all(1) & (poses[:, 5] > 0)
-    if not good.all():
-        i = int(np.argmin(good))
+    if not (np.isfinite(poses).all() and (poses[:, 5] > 0).all()):
+        i = int(np.argmin(np.isfinite(poses).all(1) & (poses[:, 5] > 0)))
         raise ValueError(f"face number {i} has no finite pose in front of the camera: {poses[i]}")
     return poses
