@@ -174,21 +174,23 @@ def measure_accuracy(
 
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     failed: set[tuple[str, str]] = set()
+    pool = ThreadPoolExecutor(cores.qsize())
     try:
-        with ThreadPoolExecutor(cores.qsize()) as pool:
-            while tasks := choose_tasks(contenders, sets, found, failed):
-                measuring = pool.map(measure, tasks.items())
-                for contender, names in track(list(tasks.items()), "measuring accuracy"):
-                    answer = next(measuring)
-                    missing.extend(answer["problems"])
-                    measured = answer.get("accuracy", {})
-                    # Where it could not run, another engine that finds the same may.
-                    failed |= {(contender.name, name) for name in answer.get("failed", names)}
-                    for name in set(names) - set(answer.get("failed", names)):
-                        of = {**measured[name], "measured": contender.name} if name in measured else {}
-                        found[_same(contender, name)] = of
+        while tasks := choose_tasks(contenders, sets, found, failed):
+            measuring = pool.map(measure, tasks.items())
+            for contender, names in track(list(tasks.items()), "measuring accuracy"):
+                answer = next(measuring)
+                missing.extend(answer["problems"])
+                measured = answer.get("accuracy", {})
+                # Where it could not run, another engine that finds the same may.
+                failed |= {(contender.name, name) for name in answer.get("failed", names)}
+                for name in set(names) - set(answer.get("failed", names)):
+                    of = {**measured[name], "measured": contender.name} if name in measured else {}
+                    found[_same(contender, name)] = of
     except KeyboardInterrupt:
         missing.append(INTERRUPTED)
+    finally:
+        pool.shutdown(cancel_futures=True)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for contender in contenders:
         of_set = {name: found.get(_same(contender, name)) for name in sets}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -108,8 +109,8 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if sum(map(text.count, "[{<")) > MAX_BRACKETS:
         raise ValueError(f"{path} is no calibration: it holds more than {MAX_BRACKETS} lists, maps or tags")
-    text = text.lstrip()
-    if not text.startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
+    text = re.sub(r"\A(?:[ \t]*\r?\n)+", "", text)
+    if not text.lstrip().startswith(("%YAML", "<?xml", "{")):  # ROS writes YAML without its header
         text = f"%YAML:1.0\n{'' if text.startswith('---') else '---'}\n{text}"
     try:
         storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)

@@ -50,7 +50,7 @@ class Sound:
         given = container.streams.audio[0]
         if given.codec_context is None:
             raise ValueError("its sound is of a kind that FFmpeg does not know")
-        self._source, self._file = container, file
+        self._source, self._file, self._out = container, file, out
         self._packets: Iterator[Any] = iter(container.demux(given))
         self._waiting: Any = None
         # Frames count from the first one shown, which in some containers is not at zero.
@@ -108,7 +108,7 @@ class Sound:
                 if seconds >= 0 or not self._begins:  # what was before the first frame is left out
                     yield from [packet] if self._resampler is None else packet.decode()
         except av.FFmpegError as error:  # the pictures are whole all the same
-            logger.warning("the sound of %s ends at %.1f s: %s", self._file.name, until, error)
+            logger.warning("the sound of %s ends at %.1f s: %s", self._out, until, error)
             yield None
 
     def _add(self, part: Any) -> None:

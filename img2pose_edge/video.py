@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import numbers
 import os
 import queue
 import re
@@ -320,19 +321,20 @@ def shown_seconds(path: Path) -> float | None:
 
 
 def is_open_gif(path: Path) -> bool:
-    """Whether a file is a GIF, which does not tell how many frames it has, without the byte that is the last one."""
+    """Whether a file is a GIF, which does not tell how many frames it has, without the byte that ends it (some programs
+    add zeros or a line's end)."""
     if not os.path.isfile(path):
         return False
     with path.open("rb") as file:
         if file.read(4) != b"GIF8":
             return False
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b";"
+        file.seek(-min(path.stat().st_size, 64), os.SEEK_END)
+        return not file.read().rstrip(b"\0\r\n").endswith(b";")
 
 
-def check_rate(rate: float) -> None:
+def check_rate(rate: Any) -> None:
     """Raises ``ValueError`` for what is no rate of a video."""
-    if not isinstance(rate, (int, float)) or not 0 < rate <= 1 / TICK:
+    if not isinstance(rate, numbers.Real) or not 0 < rate <= 1 / TICK:
         raise ValueError(f"rate must be a positive number of frames a second, at most {1 / TICK}, got {rate!r}")
 
 

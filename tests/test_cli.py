@@ -79,9 +79,11 @@ def test_what_cannot_be_written_is_told_before_the_work(
     check_writable(tmp_path / "link")
     check_writable(tmp_path / "new" / "deep" / "a.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "link"]
+    capsys.readouterr()
     for command in (one, ["evaluate", "--wider", str(tmp_path)], ["quantize", "--checkpoint", "x", "--images", "x"]):
         where = "--out" if command[0] == "quantize" else "--json"
         assert main([*command, where, str(folder)]) == 1
+        assert f"cannot write {folder}: it is a folder" in capsys.readouterr().err
 
 
 def test_an_engine_that_refuses_is_told_once_and_replaces_nothing(

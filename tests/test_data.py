@@ -302,6 +302,8 @@ def test_labels_of_wrong_kinds_are_named(tmp_path: Path) -> None:
         ({"faces": [{**face, "angles": [1, 2, 3], "spread": -4}]}, "spread is degrees of uncertainty, got -4"),
         ({"width": "320"}, "must be positive whole numbers, got '320'"),
         ({"width": -5}, "must be positive whole numbers, got -5"),
+        ({"width": float("inf")}, "must be positive whole numbers, got inf"),
+        ({"faces": [{**face, "angles": [1, 2, 3], "spread": "wide"}]}, "spread must be finite"),
         ({"height": 320.5}, "must be positive whole numbers, got 320.5"),
     ):
         whole = {"image": "wider/a.jpg", "width": 320, "height": 320, "faces": [face], **label}

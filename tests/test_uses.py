@@ -570,8 +570,9 @@ def test_calibrations_with_rows_or_a_byte_order_mark_are_read(tmp_path: Path) ->
     np.testing.assert_array_equal(read_calibration(path).intrinsics, CAMERA + HALF_PIXEL)
     path.write_text("\n" + path.read_text())
     np.testing.assert_array_equal(read_calibration(path).intrinsics, CAMERA + HALF_PIXEL)
-    for begin in (b"\xef\xbb\xbf", b"---\n"):
-        path.write_bytes(begin + ROS.encode())
+    indented = "".join(f"  {line}\n" for line in ROS.splitlines())
+    for text in (b"\xef\xbb\xbf" + ROS.encode(), b"---\n" + ROS.encode(), indented.encode()):
+        path.write_bytes(text)
         np.testing.assert_array_equal(read_calibration(path).distortion, LENS)
 
 

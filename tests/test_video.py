@@ -24,7 +24,7 @@ from img2pose_edge.face import Face
 from img2pose_edge.record import record
 from img2pose_edge.rows import read_rows
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Frame, Source, VideoWriter, without_password
+from img2pose_edge.video import Frame, Source, VideoWriter, is_open_gif, without_password
 
 av = pytest.importorskip("av")
 
@@ -691,6 +691,7 @@ def test_sound_of_a_transport_stream_is_encoded(tmp_path: Path) -> None:
         assert sum(frame.samples for frame in container.decode(audio=0)) > 43000
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a colon names a stream of a file")
 def test_names_with_a_colon_are_no_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_loud(tmp_path / "12:30.mkv", "aac", 16000)
     monkeypatch.chdir(tmp_path)
@@ -809,6 +810,9 @@ def test_a_gif_that_is_cut_off_is_told(tmp_path: Path, caplog: pytest.LogCapture
         container.mux(video.encode(None))
     assert len(list(Source(whole))) == 20
     assert not caplog.records
+    padded = tmp_path / "padded.gif"
+    padded.write_bytes(whole.read_bytes() + bytes(8))
+    assert not is_open_gif(padded)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     frames = len(list(Source(cut)))
     assert 5 < frames < 15

@@ -168,6 +168,7 @@ def demo(options: argparse.Namespace) -> int:
         from skimage.data import astronaut
     except ImportError as error:
         raise ImportError("the demo's photograph comes with scikit-image: pip install scikit-image") from error
+    check_picture_suffix(options.out)
     image = cv2.cvtColor(astronaut(), cv2.COLOR_RGB2BGR)
     faces = detector_from(options).detect(image)
     write_picture(options.out, draw_faces(image, faces))

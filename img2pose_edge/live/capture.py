@@ -184,5 +184,5 @@ def source_name(source: str) -> str:
     """What the page calls a source; of a file its name alone."""
     if is_camera(source):
         return f"camera {source}"
-    name = os.path.basename(source.rstrip("/")) if os.path.exists(source) else without_password(source)
+    name = os.path.basename(os.path.abspath(source)) if os.path.exists(source) else without_password(source)
     return os.fsencode(name).decode(errors="replace")

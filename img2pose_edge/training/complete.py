@@ -71,9 +71,10 @@ def check_face(face: dict[str, Any], width: int, height: int) -> None:
     if not isinstance(face, dict):
         raise ValueError(f"it must be an object with box and what else is known, got {face!r}")
     box = _array(face, "box", (4,))
-    for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,)), ("spread", ())):
+    for key, shape in (("landmarks", (5, 2)), ("landmarks68", (68, 2)), ("angles", (3,))):
         _array(face, key, shape)
-    if face.get("spread", 0) < 0:
+    spread = _array(face, "spread", ())
+    if spread is not None and spread < 0:
         raise ValueError(f"its spread is degrees of uncertainty, got {face['spread']}")
     if isinstance(face.get("label"), dict):
         for key in ("tilt", "pan"):

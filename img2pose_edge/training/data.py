@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import zlib
@@ -132,7 +133,8 @@ def whole_pixels(side: Any) -> int:
     Raises:
         ValueError: if it is none.
     """
-    if isinstance(side, bool) or not isinstance(side, (int, float, np.integer)) or side < 1 or side != int(side):
+    number = isinstance(side, (int, float, np.integer)) and not isinstance(side, bool)
+    if not (number and 1 <= side < math.inf and side == int(side)):
         raise ValueError(f"width and height must be positive whole numbers, got {side!r}")
     return int(side)
 
@@ -300,7 +302,8 @@ class PixelCache:
                 del pixels  # Windows renames no file that is mapped
                 os.replace(partial, path)
             finally:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):  # Windows, if it is still mapped
+                    partial.unlink(missing_ok=True)
         self._path, self._shapes, self._starts = path, shapes, starts
         self._pixels: np.ndarray | None = None
 

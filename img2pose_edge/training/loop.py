@@ -284,13 +284,12 @@ def train(
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
     last = run / "last.pt"
+    initial = None if last.exists() else initial  # the same command goes on with what it began
     for path in (*map(Path, options.teacher), *([initial] if initial else [])):
         if not path.is_file():  # told before all pictures are decoded
             raise FileNotFoundError(f"no checkpoint {path}")
     if options.int8 and not initial and not last.exists():
         raise ValueError("fine-tuning for int8 needs a trained network to begin with: name it as initial")
-    if initial and last.exists() and rank == 0:
-        logger.warning("%s is gone on with: %s is what a new run would start from", last, initial)
     if cache and data.suffix == ".lmdb":
         raise ValueError(f"a cache is for the pictures of a folder: those of {data} are decoded each time")
     keep_freed_memory()
