@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import os
 import queue
 import re
@@ -334,7 +333,7 @@ def is_open_gif(path: Path) -> bool:
 
 def check_rate(rate: Any) -> None:
     """Raises ``ValueError`` for what is no rate of a video."""
-    if not isinstance(rate, numbers.Real) or not 0 < rate <= 1 / TICK:
+    if not isinstance(rate, (int, float, Fraction, np.integer, np.floating)) or not 0 < rate <= 1 / TICK:
         raise ValueError(f"rate must be a positive number of frames a second, at most {1 / TICK}, got {rate!r}")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -854,7 +855,7 @@ def test_a_writer_names_frames_that_do_not_fit(tmp_path: Path) -> None:
     for size, rate, what in (((1, 1), 25, "at least 2x2"), ((48, 64), float("inf"), "rate must be a positive")):
         with pytest.raises(ValueError, match=what):
             VideoWriter(path, size, rate)
-    with VideoWriter(path, (48, 64), 25) as writer:
+    with VideoWriter(path, (48, 64), Fraction(30000, 1001)) as writer:  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"are \(48, 64, 3\) uint8, got \(64, 48, 3\) uint8"):
             writer.write(np.zeros((64, 48, 3), np.uint8), 0.0)
         with pytest.raises(ValueError, match="time must be finite"):
