@@ -23,8 +23,10 @@ bench: .venv/.dev
 	$(BIN)/python -m pytest tests/test_speed.py --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 # Beside our models: peers, whose models are the user's, and MediaPipe, which wants another numpy and so a venv of its own.
+# `make benchmark FULL=full-18.onnx` also measures a full model, which is too large to be bundled.
+BUNDLED := $(basename $(notdir $(wildcard img2pose_edge/models/*.json)))
 benchmark: .venv/.dev .cache/mediapipe/.done
-	$(BIN)/img2pose-edge bench --data $(DATA)/eval --peers $(DATA)/../peers \
+	$(BIN)/img2pose-edge bench --models $(BUNDLED) $(FULL) --data $(DATA)/eval --peers $(DATA)/../peers \
 		--mediapipe .cache/mediapipe/bin/python --rounds 12 --report docs/benchmark.html
 
 .cache/mediapipe/.done: pyproject.toml

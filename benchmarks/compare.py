@@ -14,8 +14,10 @@ FIGURES: dict[str, Place] = {
     "peak MB": ("latency", "1", "peak_mb"),
     **{f"AP {subset}": precision(subset) for subset in ("easy", "medium", "hard")},
     "AFLW MAE": AFLW_MAE,
+    "AFLW missed": (*AFLW_MAE[:2], "missed"),
     "P'04 0-60": pan_error(0, 60),
     "P'04 75-90": pan_error(75, 90),
+    "P'04 missed": (*pan_error(0, 60)[:2], "missed"),
 }
 """What is compared (one thread, one face), and where a result holds it."""
 RATIOS = ("ms", "network ms", "peak MB")
@@ -55,6 +57,11 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
         alone = [name for name in one if name not in other]
         if alone:
             lines.append(f"only in the {which}: {', '.join(alone)}")
+    for place in (("wider", "images"), ("aflw2000_subset", "faces"), ("pointing04", "faces")):
+        counts = [{read(of[name], ("accuracy", *place)) for name in both} - {None} for of in (first, second)]
+        if counts[0] and counts[1] and counts[0] != counts[1]:
+            told = ", then ".join("/".join(f"{n:.0f}" for n in sorted(filter(None, c))) for c in counts)
+            lines.append(f"accuracy is of other pictures: {' '.join(place)} {told}")
     machines = [d["machine"]["processor"] for d in (before, after)]
     versions = [d["machine"].get("versions", {}) for d in (before, after)]
     for package in sorted({*versions[0], *versions[1]}):

@@ -142,9 +142,12 @@ def our_contenders(models: Sequence[str], sizes: Sequence[int], missing: list[st
                 continue
             choose_engine(engine, model)
             takes = [s for s in sizes if not model.fixed or s == model.input_size]
-            missing.extend(f"{named} at {s}: it takes one size only" for s in sizes if s not in takes)
+            if not takes and named not in bundled_models():
+                takes = [model.input_size]
+            missing.extend(f"{named} at {s}: it takes {model.input_size} only" for s in sizes if s not in takes)
             precision = str(model.manifest.get("precision", "fp32"))
-            network = network_name(str(model.manifest["name"]))
+            # Of a user's own models each counts for itself, whatever it was exported from.
+            network = network_name(named) if named in bundled_models() else Path(named).stem
             found += [Contender(network, True, str(named), engine, precision, s, "own") for s in takes]
     return found
 

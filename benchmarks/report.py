@@ -60,10 +60,16 @@ def time_cell(result: Result, faces: int | str, threads: int | str, digits: int)
     return cell(result, whole_call(faces, threads), digits) + note
 
 
+def error_cell(result: Result, place: Place, digits: int) -> str:
+    """A mean error, and how many faces it leaves out as they were not found."""
+    missed = read(result, (*place[:2], "missed"))
+    return cell(result, place, digits) + (f" ({missed:.0f} missed)" if missed else "")
+
+
 def long_row(result: Result) -> dict[str, str]:
     """All figures of a contender, by column."""
     columns = {
-        "model": label(result) + (" (ours)" if result["ours"] else ""),
+        "model": f"{Path(result['model']).stem} {result['precision']} (ours)" if result["ours"] else label(result),
         "engine": result["engine"],
         "input": str(result["size"]),
         "file MB": cell(result, ("bytes",), 2, 1e-6),
@@ -103,8 +109,8 @@ def short_table(document: dict[str, Any]) -> str:
         lines.append([named, result["engine"], cell(result, ("bytes",), 2, 1e-6), cell(result, ("macs",), 0, 1e-6)])
         lines[-1] += [time_cell(result, faces, 1, 1) for faces in (1, 50)]
         lines[-1].append(" / ".join(cell(result, precision(s), 3).removeprefix("0") for s in SUBSETS))
-        lines[-1].append(cell(result, AFLW_MAE, 2))
-        lines[-1].append(" / ".join(cell(result, pan_error(*pan), 1) for pan in PANS))
+        lines[-1].append(error_cell(result, AFLW_MAE, 2))
+        lines[-1].append(" / ".join([cell(result, pan_error(*PANS[0]), 1), error_cell(result, pan_error(*PANS[1]), 1)]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -60,7 +60,8 @@ def describe(state: dict[str, Any], network: nn.Module, out: Path, facts: dict[s
         **more,
     }
     manifest["data"] = manifest.get("data") or state.get("data") or (OFFICIAL_DATA if official else "unknown")
-    manifest["licence"] = manifest.get("licence") or (OFFICIAL_LICENCE if official else LICENCE)
+    known = state.get("licence") or (OFFICIAL_LICENCE if official else LICENCE)
+    manifest["licence"] = manifest.get("licence") or known
     return write_manifest(manifest, out.with_suffix(".json"))
 
 

@@ -99,7 +99,7 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, lacks one of them, or is a fisheye lens's.
+        ValueError: if it cannot be read, lacks one of them, or says that it is a fisheye lens's.
     """
     path = Path(path)
     if not path.is_file():
@@ -122,6 +122,8 @@ def read_calibration(path: str | PathLike[str]) -> Calibration:
     for name, values in found.items():
         if values is None:
             raise ValueError(f"{path} has no {NAMES[name][0]} (nor {', '.join(NAMES[name][1:])})")
+    if not any(models) and np.size(found["distortion"]) == 4:
+        logger.warning("%s does not name its lens model: k1, k2, p1, p2 are assumed, no fisheye lens's k1 to k4", path)
     unknown = [name for name, known in zip(models, (STANDARD, ("", "pinhole")), strict=True) if name not in known]
     if fisheye or unknown:
         lens = f"a lens of the model {unknown[0]!r}" if unknown else "a fisheye lens"
@@ -205,19 +207,19 @@ def undistort_face(face: Face, calibration: Calibration) -> Face:
 
 def undistort_faces(faces: Sequence[Face], calibration: Calibration) -> list[Face | None]:
     """:func:`undistort_face` of each; None where the distortion cannot be inverted, and a warning, once for each
-    calibration."""
+    lens."""
     found: list[Face | None] = []
     for face in faces:
         try:
             found.append(undistort_face(face, calibration))
         except ValueError:
             found.append(None)
-            _warn_once(calibration)
+            _warn_once(calibration.distortion.tobytes())
     return found
 
 
 @lru_cache(8)
-def _warn_once(calibration: Calibration) -> None:
+def _warn_once(distortion: bytes) -> None:
     logger.warning("faces where the calibration's distortion cannot be inverted, near the border, are left out")
 
 

@@ -30,7 +30,7 @@ def to_coco(images: Iterable[Pictured]) -> dict[str, Any]:
     """Images and their faces as a COCO data set, ready for JSON.
 
     Args:
-        images: name (as ``file_name``), (width, height) and faces of each.
+        images: name (as ``file_name``), (width, height) and faces of each; faces wholly beyond the border are left out.
 
     Returns:
         ``images``, ``annotations`` and ``categories``, ids from 1. An annotation has ``bbox`` (x, y, width, height,
@@ -42,9 +42,10 @@ def to_coco(images: Iterable[Pictured]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for name, (width, height), faces in images:
         pictures.append({"id": len(pictures) + 1, "file_name": str(name), "width": int(width), "height": int(height)})
-        for face in faces:
+        for annotation in (_annotation(face, width, height) for face in faces):
             known = {"id": len(annotations) + 1, "image_id": len(pictures), "category_id": 1, "iscrowd": 0}
-            annotations.append({**known, **_annotation(face, width, height)})
+            if annotation["area"] > 0:
+                annotations.append({**known, **annotation})
     return {"images": pictures, "annotations": annotations, "categories": [_category()]}
 
 

@@ -14,8 +14,8 @@ def to_supervision(faces: Sequence[Face], ids: Sequence[int] | None = None) -> A
     """Faces of one image as ``supervision.Detections``.
 
     Args:
-        faces: N of them, as ``detect_poses`` returns them.
-        ids: N track numbers, if there are.
+        faces: N of them, as ``detect_poses`` returns them; of tracked faces the ``face`` of each.
+        ids: N track numbers, if there are; of tracked faces the ``id`` of each.
 
     Returns:
         ``supervision.Detections`` with ``xyxy`` (N, 4) float64 image pixels, ``confidence`` (N,), ``class_id`` (N,)

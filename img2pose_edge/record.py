@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import cv2
@@ -37,11 +38,11 @@ class Recorded:
 
 
 def record(
-    source: Source,
+    source: Source | str | Path | int,
     detector: PoseDetector,
     *,
-    out: Path | None = None,
-    rows: Sequence[Path] = (),
+    out: str | PathLike[str] | None = None,
+    rows: Sequence[str | PathLike[str]] = (),
     tracker: PoseTracker | None = None,
     calibration: Calibration | None = None,
     every: int = 1,
@@ -55,7 +56,7 @@ def record(
     video written so far plays and the tables end with a complete row.
 
     Args:
-        source: closed at the end.
+        source: of the frames, or what :class:`Source` opens; closed at the end.
         detector: finds the faces.
         out: annotated video (:class:`VideoWriter`).
         rows: tables, ``.csv`` or ``.jsonl`` (:class:`RowWriter`).
@@ -69,7 +70,10 @@ def record(
     Raises:
         ValueError, OSError: naming what could not be read, written or sent.
     """
-    paths = [*([out] if out else []), *rows]
+    if not isinstance(source, Source):
+        source = Source(source)
+    film, tables = Path(out) if out else None, [Path(path) for path in rows]
+    paths = [*([film] if film else []), *tables]
     outputs: _Outputs | None = None
     looked = Looked([], [], None)
     frames = found = 0
@@ -78,10 +82,10 @@ def record(
             raise ValueError(f"every must be at least 1, got {every}")
         crops = FastDetector(detector, fast) if fast else None
         check_paths(paths, source)
-        for path in rows:  # before any output is opened, and so emptied
+        for path in tables:  # before any output is opened, and so emptied
             table_suffix(path)
-        if out:
-            check_video_suffix(out)
+        if film:
+            check_video_suffix(film)
         try:
             for number, frame in enumerate(track(source, source.name, total=source.frames)):
                 new = number % every == 0
@@ -89,8 +93,7 @@ def record(
                     looked = _look(frame, detector, crops, tracker, calibration)
                     found += len(looked.faces)
                 if outputs is None:
-                    size = frame.image.shape[0], frame.image.shape[1]
-                    outputs = opened.enter_context(_Outputs(out, rows, size, source.rate, sound))
+                    outputs = opened.enter_context(_Outputs(film, tables, frame.image.shape[:2], source, sound))
                 if new:
                     outputs.tell(looked, frame.name or source.name, frame)
                     for call in send:
@@ -122,7 +125,7 @@ class _Outputs:
     """The annotated video and the tables, all of them or none."""
 
     def __init__(
-        self, out: Path | None, rows: Sequence[Path], size: tuple[int, int], rate: float, sound: Path | None
+        self, out: Path | None, rows: Sequence[Path], size: tuple[int, ...], source: Source, sound: Path | None
     ) -> None:
         new = [path for path in (out, *rows) if path and not path.exists()]
         self._files = ExitStack()
@@ -130,7 +133,10 @@ class _Outputs:
             for path in (out, *rows):
                 if path:
                     open_to_write(path, "ab").close()  # one that cannot be written fails before any is emptied
-            self._video = self._files.enter_context(VideoWriter(out, size, rate, sound)) if out else None
+            self._video = None
+            if out:
+                film = VideoWriter(out, (size[0], size[1]), source.rate, sound, source.pixel_aspect)
+                self._video = self._files.enter_context(film)
             self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
         except BaseException:
             self._files.close()

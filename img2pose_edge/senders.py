@@ -212,17 +212,18 @@ def open_senders(opentrack: str | None, osc: str | None) -> Iterator[list[Send]]
 
 
 def find_host(host: str, port: int) -> Any:
-    """What the system knows of a host, for UDP.
+    """What the system knows of a host, for UDP: of ``localhost`` and others of both kinds IPv4, where most listen.
 
     Raises:
         OSError: if it does not know it.
     """
     try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
     except UnicodeError as error:
         raise OSError(f"host {host} is not known: it is no name of one") from error
     except OSError as error:
         raise OSError(f"host {host} is not known: {error.strerror}") from error
+    return next((one for one in found if one[0] == socket.AF_INET), found[0])
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -14,11 +14,13 @@ import queue
 import re
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,10 +38,14 @@ AHEAD = 4
 """Frames of a file that are read before they are asked for."""
 FOLDER_RATE = 25.0
 """Frames a second of a folder of images."""
+RAW = (".h264", ".264", ".hevc", ".h265", ".mjpeg", ".mjpg")
+"""Files without a clock; FFmpeg takes them for 25 frames a second."""
 FASTEST = 240.0
 """Frames a second that are believed."""
 COUNTED = (".avi", ".m4v", ".mov", ".mp4")
 """Files that hold the number of their frames; that of others is an estimate, from their times."""
+STALLED = 2.0
+"""Seconds that a source which is closed may take for the frame it is reading."""
 LEAST_SHARE = 0.9
 """Of a file; one that ends before is broken off."""
 FEW = 5
@@ -79,22 +85,33 @@ class Frame:
 class Source:
     """Frames in order, each once: every one of a file; of a live source the newest at each time it is asked.
 
+    ``rate`` is about how many come a second, ``frames`` how many there are (of a file perhaps an estimate, None if not
+    known), ``pixel_aspect`` how much wider than high a pixel is shown.
+
     A context manager that closes what it opened. Iterating raises ``ValueError`` where the source breaks off or a frame
     has another size than the first one.
     """
 
-    def __init__(self, source: str | Path | int, rate: float = FOLDER_RATE) -> None:
+    def __init__(
+        self, source: str | Path | int, rate: float | None = None, camera_size: tuple[int, int] | None = None
+    ) -> None:
         """
         Args:
             source: file, folder of images (by name, ``2.png`` before ``10.png``), address (``rtsp://``, ``http://``
-                …), number of a camera, or a GStreamer pipeline that ends in ``appsink``.
-            rate: frames a second of a folder.
+                …), number or device (``/dev/v4l/by-id/…``) of a camera, or a GStreamer pipeline that ends in
+                ``appsink``.
+            rate: frames a second of a folder (default: 25) or of a raw stream (``.h264`` …), and what a camera is
+                asked for; others have times of their own.
+            camera_size: width and height that a camera is asked for; it may give others, which is logged.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be opened, or holds no frames, or the rate is wrong.
+            ValueError: if it cannot be opened, or holds no frames, or has no use for a rate or size, or they are wrong.
         """
-        check_rate(rate)
+        if rate is not None:
+            check_rate(rate)
+        if camera_size is not None and not (len(camera_size) == 2 and min(camera_size) > 0):
+            raise ValueError(f"camera_size must be a width and a height in pixels, got {camera_size!r}")
         self._address = str(source)
         if not self._address:
             raise ValueError("the source is empty: a file, folder, camera number, address or pipeline is wanted")
@@ -105,23 +122,33 @@ class Source:
         self._paths: list[Path] = []
         self.frames: int | None = None
         self.live = False
+        self.pixel_aspect = Fraction(1)
         self._endless = self._begun = False
+        self._fourcc = 0
         path = Path(self._address)
         camera = is_camera(source)
+        folder = not camera and os.path.isdir(path)
+        self._rate = rate if path.suffix.lower() in RAW and os.path.isfile(path) else None
+        if rate is not None and self._rate is None and not (camera or folder):
+            raise ValueError(f"a rate is for folders, cameras and raw streams ({' '.join(RAW)}), not for {self.name}")
+        if camera_size is not None and not camera:
+            raise ValueError(f"camera_size is for cameras, not for {self.name}")
         if not camera and os.path.isfile(path):  # FFmpeg takes what stands before a colon for a protocol
             self._address = os.path.abspath(path)
-        if not camera and os.path.isdir(path):
+        if folder:
             self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
             if not self._paths:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            self.frames, self.rate = len(self._paths), rate
+            self.frames, self.rate = len(self._paths), rate or FOLDER_RATE
         else:
-            self._open(camera, path)
+            self._open(camera, path, rate, camera_size)
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(1 if self.live else AHEAD)
         self._thread = threading.Thread(target=self._read, name=f"reading {self.name}", daemon=True)
+        # Also where nobody closes it: a thread within OpenCV does not survive the interpreter's end.
+        self._end = weakref.finalize(self, end_reading, self._thread, self._stop)
         self._thread.start()
 
-    def _open(self, camera: bool, path: Path) -> None:
+    def _open(self, camera: bool, path: Path, rate: float | None, size: tuple[int, int] | None) -> None:
         pipeline = " ! " in self._address and not os.path.exists(path)
         address = bool(LIVE.match(self._address) or WEB.match(self._address))
         streamed = self._address.split("?")[0].lower().endswith(STREAMED)
@@ -130,20 +157,30 @@ class Source:
             raise FileNotFoundError(f"no video {path}: neither file nor folder, camera number, address or pipeline")
         if pipeline:
             self._capture = cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
+        elif camera and not self._address.isdecimal():
+            self._capture = cv2.VideoCapture(self._address, cv2.CAP_V4L2)
         else:
             self._capture = cv2.VideoCapture(int(self._address) if camera else self._address)
         if not self._capture.isOpened():
             self._capture.release()
             what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
             why = {
-                "camera": "there is none of this number, or another program holds it",
+                "camera": "there is none of this number or name, or another program holds it",
                 "pipeline": "it is faulty, or this OpenCV was built without GStreamer (the wheel on PyPI is)",
                 "stream": "there is none, or it is of a kind that OpenCV cannot read",
                 "video": "it is damaged, or its codec is missing",
             }
             raise ValueError(f"{what} {self.name} does not open: {why[what]}")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 0 < rate <= FASTEST else FOLDER_RATE  # some cameras tell the ticks of their clock
+        if camera:
+            ask_camera(self._capture, self.name, size, rate)
+        told = self._capture.get(cv2.CAP_PROP_FPS)
+        if not 0 < told <= FASTEST:  # some cameras tell the ticks of their clock
+            told = FOLDER_RATE
+        self.rate = self._rate or told
+        self._fourcc = int(self._capture.get(cv2.CAP_PROP_FOURCC))
+        across, down = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
+        if across > 0 and down > 0:
+            self.pixel_aspect = Fraction(across, down)
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._endless = self._endless or (address and count <= 0)  # a web camera, whatever its address ends in
         self.live = self._endless or pipeline
@@ -156,15 +193,11 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Stop reading and let the source go."""
-        self._stop.set()
-        while self._thread.is_alive():  # it may wait for room
-            self._drop()
-            self._thread.join(0.05)
+        """Stop reading and let the source go; one that hangs in a camera's driver goes when that answers."""
+        self._end()
         self._drop()
-        self._frames.put(None)  # for whoever waits
-        if self._capture:
-            self._capture.release()
+        with suppress(queue.Full):
+            self._frames.put_nowait(None)  # for whoever waits
 
     def __iter__(self) -> Iterator[Frame]:
         shape: tuple[int, ...] | None = None
@@ -187,8 +220,7 @@ class Source:
 
     def _codec(self) -> str:
         """Of a video of which nothing is decoded, the likely reason."""
-        code = int(self._capture.get(cv2.CAP_PROP_FOURCC)) if self._capture else 0
-        name = "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ")
+        name = "".join(chr(self._fourcc >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ")
         return f": this OpenCV may lack its codec, {name}" if name.isprintable() and name else ""
 
     def refuse(self, path: Path) -> None:
@@ -208,6 +240,9 @@ class Source:
             self._put(None)
         except Exception as error:  # told to whoever asks for the next frame
             self._put(error)
+        finally:
+            if self._capture:
+                self._capture.release()
 
     def _images(self) -> Iterator[Frame]:
         for index, path in enumerate(self._paths):
@@ -228,7 +263,7 @@ class Source:
             if self.live:
                 moment = max(time.perf_counter() - began, last + 1e-6)
             else:
-                moment = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+                moment = index / self._rate if self._rate else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
                 if moment <= last:  # containers without a clock say 0 for every frame
                     moment = round(last + 1 / self.rate, 9) if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
@@ -264,6 +299,27 @@ class Source:
     def _drop(self) -> None:
         with suppress(queue.Empty):
             self._frames.get_nowait()
+
+
+def end_reading(thread: threading.Thread, stop: threading.Event) -> None:
+    """Let a source's thread end, within :data:`STALLED` seconds."""
+    stop.set()
+    if thread is not threading.current_thread():  # which may be what drops the last reference
+        thread.join(STALLED)
+
+
+def ask_camera(capture: cv2.VideoCapture, name: str, size: tuple[int, int] | None, rate: float | None) -> None:
+    """Ask a camera for a size and a rate; what it gives instead is logged."""
+    if size is not None:
+        # Without compression USB has no room for large frames at full rate.
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
+        given = tuple(round(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if given != tuple(size):
+            logger.warning("camera %s gives %dx%d, asked for %dx%d", name, *given, *size)
+    if rate is not None:
+        capture.set(cv2.CAP_PROP_FPS, rate)
 
 
 def changed(name: str, index: int, now: tuple[int, ...], then: tuple[int, ...]) -> str:
@@ -313,10 +369,20 @@ def shown_seconds(path: Path) -> float | None:
         if path.suffix.lower() in (".mkv", ".webm"):  # they tell the whole file's, and of a stream where it ends
             hours, minutes, seconds = video.metadata.get("DURATION", "0:0:0").split(":")
             ends = 3600 * float(hours) + 60 * float(minutes) + float(seconds)
-            return ends - begins if ends > begins else None
+            return ends - begins - last_hold(container, ends) if ends > begins else None
         if path.suffix.lower() in (".mp4", ".m4v", ".mov") and video.duration and video.time_base:
             return float(video.duration * video.time_base)
     return None
+
+
+def last_hold(container: Any, ends: float) -> float:
+    """Seconds that the last frame of a file is shown; 0 where it does not tell. ``ends``: seconds, where to look."""
+    video, last, hold = container.streams.video[0], -1, 0
+    container.seek(int(ends * 1e6))  # to the key frame before
+    for packet in container.demux(video):
+        if packet.pts is not None and packet.pts > last:
+            last, hold = packet.pts, packet.duration or 0
+    return float(hold * video.time_base)
 
 
 def is_open_gif(path: Path) -> bool:
@@ -338,11 +404,13 @@ def check_rate(rate: Any) -> None:
 
 
 def is_camera(source: str | Path | int) -> bool:
-    """Whether a source is the number of a camera: a whole one, or its digits where no file has that name."""
+    """Whether a source is a camera: its number, whole or in digits where no file has that name, or its device."""
     if isinstance(source, bool):
         raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
     digits = isinstance(source, str) and source.isdecimal()
-    return isinstance(source, (int, np.integer)) or (digits and not Path(source).exists())
+    if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()):
+        return True
+    return os.path.exists(source) and Path(source).is_char_device()  # pipelines are too long for a Path
 
 
 def without_password(text: str) -> str:
@@ -373,13 +441,21 @@ class VideoWriter:
     What was written can be played even if the process is killed, but for the last second: the file is fragmented.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: float, sound: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        size: tuple[int, int],
+        rate: float,
+        sound: Path | None = None,
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
         """
         Args:
             path: ending in .mp4 or .mkv.
             size: height and width, pixels; an odd last row or column is left out, as H.264 has none.
             rate: frames a second, about.
             sound: file whose first audio stream it gets (:mod:`img2pose_edge.sound`).
+            pixel_aspect: how much wider than high a pixel is to be shown.
 
         Raises:
             ImportError: without PyAV.
@@ -390,6 +466,7 @@ class VideoWriter:
             import av
         except ImportError as error:
             raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
+        path = Path(path)
         check_video_suffix(path)
         if min(size) < 2:
             raise ValueError(f"a video's frames are at least 2x2 pixels, got {size[1]}x{size[0]}")
@@ -412,6 +489,10 @@ class VideoWriter:
         self._height, self._width = size[0] - size[0] % 2, size[1] - size[1] % 2
         self._video.width, self._video.height, self._video.pix_fmt = self._width, self._height, "yuv420p"
         self._video.codec_context.time_base = self._video.time_base = TICK
+        self._video.sample_aspect_ratio = pixel_aspect
+        # What FFmpeg turns BGR into; players take high video that does not tell for BT.709.
+        self._video.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
+        self._video.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
         self._sound = open_sound(sound, path, self._file) if sound else None
         self._last = -1
         self._moment, self._interval = 0.0, 1 / rate

@@ -50,7 +50,8 @@ class ActivationStep(ObserverBase):
 
 
 class ChannelStep(ObserverBase):
-    """For every output channel of a weight, a step of five significant bits that just holds its largest value.
+    """For every output channel of a weight, a step of five significant bits that holds its largest value; one just
+    below a power of two is cut off, by a thirtieth at most.
 
     Args:
         half: leave a bit of the range unused.

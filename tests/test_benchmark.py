@@ -18,7 +18,7 @@ from conftest import SHARED, shared
 from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
 from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
-from img2pose_edge.benchmarks.contenders import Contender, our_contenders, peer_contenders
+from img2pose_edge.benchmarks.contenders import Contender, Opened, our_contenders, peer_contenders
 from img2pose_edge.benchmarks.figures import fastest, read, whole_call
 from img2pose_edge.benchmarks.head_pose import HeadPoseNetwork, with_points
 from img2pose_edge.benchmarks.latency import ContenderError, Process, time_contenders
@@ -27,6 +27,7 @@ from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.benchmarks.plots import pareto
 from img2pose_edge.benchmarks.report import short_table
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
+from img2pose_edge.benchmarks.worker import Worker
 
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
@@ -41,6 +42,7 @@ def result(name: str, ms: float, ap: float, engine: str = "onnxruntime", **more:
     return {
         "name": f"{name} {engine}",
         "network": name,
+        "model": name,
         "ours": name.startswith("edge"),
         "engine": engine,
         "precision": "fp32",
@@ -241,7 +243,7 @@ def test_all_bundled_models_take_part_in_every_engine() -> None:
     assert {c.engine for c in ours} == {"onnxruntime", "openvino", "tflite"}
     assert missing == []
     assert our_contenders(["edge-n-int8-640x480"], [320], missing) == []
-    assert missing == ["edge-n-int8-640x480 at 320: it takes one size only"]
+    assert missing == ["edge-n-int8-640x480 at 320: it takes 640 only"]
 
 
 def test_a_benchmark_that_measures_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,3 +459,44 @@ def test_run_bench_without_data_says_so() -> None:
     assert [r["name"] for r in found["results"]] == ["edge-n-int8-ov openvino 320"]
     assert found["results"][0]["accuracy"] == {}
     assert any(line.startswith("accuracy") for line in found["missing"])
+
+
+def test_misses_and_other_pictures_are_told() -> None:
+    first, second = result("edge-n", 5, 0.7), result("edge-n", 5, 0.7)
+    for of, images, missed in ((first, 200, 0), (second, 8, 6)):
+        of["accuracy"]["wider"]["images"] = images
+        of["accuracy"]["aflw2000_subset"] = {"mae": 1.9, "missed": missed, "faces": 175}
+    assert "1.90 (6 missed)" in short_table(document(second))
+    assert "missed" not in short_table(document(first))
+    told = compare_documents(document(first), document(second))
+    assert "accuracy is of other pictures: wider images 200, then 8" in told
+    assert "aflw2000" not in told
+
+
+def test_own_models_are_told_apart(tmp_path: Path) -> None:
+    for name in ("mine-int8", "mine-int8-mean"):
+        for suffix in (".onnx", ".json"):
+            shutil.copy(MODELS / f"edge-n-int8{suffix}", tmp_path / f"{name}{suffix}")
+        manifest = json.loads((tmp_path / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps({**manifest, "file": f"{name}.onnx"}))
+    missing: list[str] = []
+    found = our_contenders([str(tmp_path / f"{n}.onnx") for n in ("mine-int8", "mine-int8-mean")], [640], missing)
+    assert {c.network for c in found} == {"mine-int8", "mine-int8-mean"}
+    fixed = our_contenders([str(MODELS / "edge-n-int8-640x480.tflite")], [320], missing)
+    assert [c.size for c in fixed] == [640]
+
+
+def test_a_long_call_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def detect(*_: Any) -> list[Any]:
+        calls.append(0)
+        return []
+
+    worker = Worker()
+    worker._opened = Opened(detect, lambda _: None)
+    worker._scenes = {0: np.zeros((4, 4, 3), np.uint8)}
+    assert len(worker.turn(0)["whole_ms"]) == 3
+    monkeypatch.setattr("img2pose_edge.benchmarks.worker.LONG_MS", -1.0)
+    assert len(worker.turn(0)["whole_ms"]) == 1
+    assert len(calls) == 6

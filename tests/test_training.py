@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from conftest import SHARED
 from img2pose_edge.export.model import ExportOptions, export_model
 from img2pose_edge.pose_references import load_reference, project_face_box
+from torch import nn
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
@@ -40,7 +42,7 @@ from img2pose_edge.training.augment import (
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records, reserve
 from img2pose_edge.training.grow import grow
-from img2pose_edge.training.loop import TrainOptions, collate, learning_rate, train
+from img2pose_edge.training.loop import CsvLog, TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.depthwise import DepthwiseStride2
@@ -48,7 +50,7 @@ from img2pose_edge.training.networks.edge import CONFIGS, SCORE_GAIN, STRIDES, E
 from img2pose_edge.training.objective import edge_loss
 from img2pose_edge.training.optimizer import MuonAdamW
 from img2pose_edge.training.targets import assign, covered_cells, flatten_maps, lay_out_cells
-from img2pose_edge.training.validation import detect_with
+from img2pose_edge.training.validation import detect_with, validate
 
 OUT = Path(__file__).parents[1] / "out"
 
@@ -696,11 +698,13 @@ def test_an_average_of_checkpoints_lies_between_them(tmp_path: Path, capsys: pyt
         torch.manual_seed(seed)
         network = build_network(name)
         of_run = {"raw_weights": network.state_dict(), "optimizer": {}}
-        save_checkpoint({"network": name, "weights": network.state_dict(), "step": seed, **of_run}, path)
+        known = {"data": f"set {seed}", "licence": "free"} | of_run
+        save_checkpoint({"network": name, "weights": network.state_dict(), "step": seed, **known}, path)
     out = tmp_path / "c.pt"
     assert main(["average", str(paths[0]), str(paths[1]), "--out", str(out)]) == 0
     (first, _), (second, _), (state, _) = (load_network(path) for path in (*paths[:2], out))
-    assert (state["step"], state.keys()) == (0, {"network", "weights", "step"})
+    assert (state["step"], state.keys()) == (0, {"network", "weights", "step", "data", "licence"})
+    assert (state["data"], state["licence"]) == ("set 0; set 1", "free")
     for name, value in state["weights"].items():
         torch.testing.assert_close(value.double(), (first["weights"][name] + second["weights"][name]).double() / 2)
         assert value.dtype == first["weights"][name].dtype
@@ -724,3 +728,71 @@ def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytes
     assert "is not the log of a training run" in capsys.readouterr().err
     assert main(["curves", str(tmp_path / "none"), "--out", str(out)]) == 1
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_pictures_without_a_face_are_shown(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_data, folder)
+    lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    for line in lines[:4]:  # two of each collection
+        line["faces"] = []
+    (folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    composer = make_composer(folder, tmp_path / "cache", 64)
+    drawn = {i for _, members in composer.scenes for i in members}
+    assert {0, 1, 2, 3} <= drawn, "of portraits' collections too"
+    assert not {0, 1, 2, 3} & {i for _, members in composer.portraits for i in members}
+    for number in range(60):
+        sample = composer[number]
+        assert np.isfinite(sample.faces.boxes).all()
+
+
+def test_an_edited_picture_is_decoded_again(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_data, folder)
+    records = read_records(folder / "labels.jsonl")[:1]
+    picture = (folder / records[0].image).with_suffix(".bmp")
+    records = [replace(records[0], image=str(picture.relative_to(folder)))]
+    seen = []
+    for grey in (10, 200):
+        cv2.imwrite(str(picture), np.full((records[0].height, records[0].width, 3), grey, np.uint8))
+        os.utime(picture, (grey, grey))
+        seen.append(int(PixelCache(folder, records, tmp_path / "cache")[0].mean()))
+    assert seen == [10, 200]
+
+
+def test_weights_tell_all_that_they_were_trained_on(tiny_data: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = tmp_path / "first.pt"
+    known = {"data": "another set", "licence": "for research"}
+    save_checkpoint({"network": "edge-n", "weights": build_network("edge-n").state_dict(), **known}, first)
+    run = tmp_path / "run"
+    for steps in (1, 2):
+        train(tiny_data, run, small_options(steps), initial=first if steps == 1 else None, workers=0)
+        state = load_checkpoint(run / "last.pt")
+        assert state["data"].startswith("another set; tiny")
+        assert state["data"].count("images") == 1
+        assert state["licence"] == "for research"
+    out = tmp_path / "own.onnx"
+    assert main(["export", "--checkpoint", str(run / "last.pt"), "--out", str(out)]) == 0
+    manifest = json.loads(out.with_suffix(".json").read_text())
+    assert (manifest["data"], manifest["licence"]) == (state["data"], "for research")
+
+
+def test_sizes_are_those_that_the_network_sees(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2pose_edge.training.validation.detect_with", lambda *_: [])
+    record = read_records(tiny_data / "labels.jsonl")[0]
+    assert validate(nn.Identity(), [record], [0], [None], torch.device("cpu"))["recall"] == 0  # type: ignore[arg-type]
+    counted: list[Any] = []
+    precision = "img2pose_edge.training.validation.wider_average_precision"
+    monkeypatch.setattr(precision, lambda _, truth: counted.append(truth) or 0)
+    for width in (record.width, 100 * record.width):
+        wide = replace(record, width=width)
+        validate(nn.Identity(), [wide], [0], [None], torch.device("cpu"))  # type: ignore[arg-type]
+    assert len(counted) == 1, "of the second picture no face is large enough"
+
+
+def test_a_log_holds_steps_of_any_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    CsvLog(path, [], 0).write(step=1234567, loss=0.123456789)
+    CsvLog(path, [], 2000000)
+    assert path.read_text().splitlines()[1] == "1234567,,0.123457,,,"

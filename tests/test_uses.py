@@ -42,7 +42,7 @@ from img2pose_edge.coco import to_coco, write_coco
 from img2pose_edge.look import look
 from img2pose_edge.matrices import column_major, model_view, projection
 from img2pose_edge.rows import COLUMNS, RowWriter, face_row, read_rows
-from img2pose_edge.senders import opentrack_pose, parse_address
+from img2pose_edge.senders import find_host, opentrack_pose, parse_address
 
 K = geometry.default_intrinsics(640, 480)
 
@@ -163,9 +163,11 @@ def test_trackers_keep_faces_apart() -> None:
 
 
 def test_coco_holds_boxes_points_and_poses(tmp_path: Path) -> None:
-    outside = make_face((0, 0, 0), (5, 240))
+    outside, beyond_it = make_face((0, 0, 0), (5, 240)), make_face((0, 0, 0), (-900, 240))
     path = tmp_path / "new" / "faces.json"
-    write_coco(path, [("a.jpg", (640, 480), FACES), ("empty.jpg", (64, 48), []), ("b.jpg", (640, 480), [outside])])
+    write_coco(
+        path, [("a.jpg", (640, 480), FACES), ("empty.jpg", (64, 48), []), ("b.jpg", (640, 480), [beyond_it, outside])]
+    )
     data = json.loads(path.read_text())
     assert [(i["id"], i["file_name"], i["width"]) for i in data["images"]] == [
         (1, "a.jpg", 640),
@@ -506,6 +508,9 @@ def test_what_is_drawn_follows_the_lens_and_what_is_told_does_not(caplog: pytest
     looked = look(found, 0.0, PoseTracker(), CALIBRATION)
     assert looked.ids == [1, 2], "faces that are left out take their ids with them"
     assert "cannot be inverted" in caplog.text
+    caplog.clear()
+    look(found, 0.1, None, Calibration(CAMERA, 1280, 720, LENS))
+    assert not caplog.records, "once for each lens"
     (told, drawn), points = (looked.faces[0], looked.seen[0]), load_reference().points68.astype(float)
     np.testing.assert_allclose(told.translation, truth[1], atol=0.04 * np.linalg.norm(truth[1]))
     bent = cv2.projectPoints(points, told.pose[:3], told.translation, CAMERA, LENS)[0][:, 0]
@@ -602,7 +607,7 @@ def test_a_calibration_scales_with_the_whole_image_only() -> None:
         CALIBRATION.for_size(640, 480)
 
 
-def test_wrong_calibrations_are_named(tmp_path: Path) -> None:
+def test_wrong_calibrations_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(FileNotFoundError, match="no calibration"):
         read_calibration(tmp_path / "none.yml")
     path = tmp_path / "camera.yaml"
@@ -634,6 +639,13 @@ def test_wrong_calibrations_are_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)))
     with pytest.raises(ValueError, match=r"camera\.yaml"):
         read_calibration(path)
+    caplog.clear()
+    path.write_text(ROS.replace("[-0.28, 0.09, 0.0008, -0.0012, -0.01]", "[0.1, 0.2, 0, 0]"))
+    read_calibration(path)
+    assert not caplog.records, "it names its model"
+    path.write_text(path.read_text().replace("distortion_model", "lens"))
+    read_calibration(path)
+    assert "k1, k2, p1, p2 are assumed" in caplog.text
     fisheye = tmp_path / "fisheye.yml"
     write_storage(fisheye, SAMPLE)
     fisheye.write_text(fisheye.read_text() + "fisheye_model: 1\n")
@@ -731,6 +743,14 @@ def test_opentrack_angles_make_the_rotation_again(face: Face) -> None:
     yaw, pitch, roll = opentrack_pose(face)[3:]
     again = Rotation.from_euler("YXZ", [yaw, -pitch, roll], degrees=True).as_matrix()
     np.testing.assert_allclose(again, face.rotation, atol=1e-9)
+
+
+def test_a_host_of_two_kinds_is_asked_by_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(family, socket.SOCK_DGRAM, 17, "", ()) for family in (socket.AF_INET6, socket.AF_INET)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    assert find_host("localhost", 9000)[0] == socket.AF_INET
+    both.pop()
+    assert find_host("::1", 9000)[0] == socket.AF_INET6
 
 
 def test_osc_gets_every_face(listener: socket.socket) -> None:

@@ -872,3 +872,142 @@ def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.Ca
     ):
         assert main(["video", *arguments]) == 1
         assert what in capsys.readouterr().err
+
+
+LEFT_OPEN = """
+import atexit, sys
+from img2pose_edge.video import Source
+
+atexit.register(lambda: print(source._thread.is_alive()))  # called after those of later
+source = Source(sys.argv[1])
+next(iter(source))
+"""
+
+
+def test_a_source_that_is_left_open_stops_before_the_interpreter_ends(clip: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN, str(clip)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+class Stalled(Camera):
+    """Hangs in its driver."""
+
+    def read(self) -> tuple[bool, np.ndarray]:
+        self.taken += 1
+        time.sleep(0.01 if self.taken < 3 else 4)
+        return True, numbered(self.taken)
+
+
+def test_closing_does_not_wait_for_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Stalled)
+    source = Source(0)
+    camera: Any = source._capture
+    while camera.taken < 3:
+        time.sleep(0.01)
+    began = time.monotonic()
+    source.close()
+    assert time.monotonic() - began < 3.5
+    assert not camera.released, "not while it is read from"
+    source._thread.join()
+    assert camera.released
+
+
+class Chooses(Camera):
+    """Gives the sizes that it knows only."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__()
+        self.given, self.asked = given, {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480}
+
+    def set(self, what: int, value: float) -> None:
+        self.asked[what] = 960 if value == 1000 else value  # type: ignore[assignment]
+
+    def get(self, what: int) -> float:
+        return self.asked.get(what, 0.0)
+
+
+def test_a_camera_is_asked_for_a_size_and_a_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", Chooses)
+    with Source(0, rate=60, camera_size=(1280, 720)) as source:
+        camera: Any = source._capture
+        assert camera.asked[cv2.CAP_PROP_FRAME_WIDTH] == 1280
+        assert source.rate == 60
+    assert not caplog.records
+    with Source("0", camera_size=(1280, 1000)):
+        assert "camera 0 gives 1280x960, asked for 1280x1000" in caplog.text
+    if Path("/dev/null").is_char_device():
+        with Source("/dev/null") as source:
+            assert source.live
+            camera = source._capture
+            assert camera.given == ("/dev/null", cv2.CAP_V4L2)
+
+
+def test_sizes_and_rates_are_refused_where_they_have_no_effect(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"a rate is for folders, cameras and raw streams .*, not for .*clip\.mp4"):
+        Source(clip, rate=30)
+    with pytest.raises(ValueError, match=r"camera_size is for cameras, not for .*clip\.mp4"):
+        Source(clip, camera_size=(640, 480))
+    with pytest.raises(ValueError, match="camera_size must be a width and a height"):
+        Source(0, camera_size=(640, 0))
+    with pytest.raises(SystemExit):
+        main(["video", str(clip), "--csv", "a.csv", "--camera-size", "large"])
+    assert "a size is WIDTHxHEIGHT, as 1280x720, got 'large'" in capsys.readouterr().err
+
+
+def write_packets(path: Path, kind: str, durations: list[int], rate: int = 25) -> None:
+    """A video of frames that are shown for so many times the usual."""
+    with av.open(str(path), "w", format=kind) as container:
+        video = container.add_stream("libx264", rate=rate, options={"bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        moment = 0
+        for number, duration in enumerate(durations):
+            frame = av.VideoFrame.from_ndarray(numbered(number % 30), "bgr24")
+            frame.pts, frame.time_base, frame.duration = moment, Fraction(1, rate), duration
+            container.mux(video.encode(frame))
+            moment += duration
+        container.mux(video.encode(None))
+
+
+@pytest.mark.parametrize("kind", ["matroska", "webm"])
+def test_a_last_frame_that_is_shown_for_long_is_no_damage(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.mkv" if kind == "matroska" else "a.webm")
+    if kind == "webm":
+        write_webm(path)
+    else:
+        write_packets(path, kind, [1] * 39 + [75])
+    with Source(path) as source:
+        assert len(list(source)) == 40
+
+
+def write_webm(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libvpx", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for number in range(40):
+            frame = av.VideoFrame.from_ndarray(numbered(number % 30), "bgr24")
+            frame.pts, frame.time_base, frame.duration = number, Fraction(1, 25), 75 if number == 39 else 1
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+
+
+def test_a_raw_stream_has_the_rate_that_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "pi.h264"
+    write_packets(path, "h264", [1] * 20, 30)
+    with Source(path, rate=30) as source:
+        assert source.rate == 30
+        np.testing.assert_allclose([frame.time for frame in source], np.arange(20) / 30)
+
+
+def test_a_written_video_tells_its_colours_and_the_shape_of_its_pixels(tmp_path: Path) -> None:
+    wide, drawn = tmp_path / "wide.mp4", tmp_path / "drawn.mp4"
+    with VideoWriter(str(wide), (48, 64), 25, pixel_aspect=Fraction(4, 3)) as writer:
+        for number in range(5):
+            writer.write(numbered(number), number / 25)
+    record(str(wide), PoseDetector(), out=str(drawn), rows=[str(tmp_path / "rows.csv")])
+    with av.open(str(drawn)) as container:
+        video = container.streams.video[0]
+        assert video.sample_aspect_ratio == Fraction(4, 3)
+        context = video.codec_context
+        assert (context.colorspace in (5, 6), context.color_range) == (True, 1), "BT.601, 16 to 235"

@@ -71,6 +71,10 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError("--biwi-frames is for --biwi, which is not given")
     if options.multi_scale and options.input_size and not any((options.data, options.aflw2000, options.biwi)):
         raise ValueError("--multi-scale has sizes of its own: leave out --input-size")
+    changed = [n for n in ("input_size", "score_threshold", "nms_iou") if getattr(options, n) is not None]
+    if options.write_manifest and changed:
+        named = ", ".join(f"--{n.replace('_', '-')}" for n in changed)
+        raise ValueError(f"--write-manifest is for the model's own settings: leave out {named}")
     detector = detector_from(options)
     manifest = detector.model.path.with_suffix(".json")
     for path in (options.json, options.write_manifest and manifest):

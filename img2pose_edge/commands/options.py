@@ -40,7 +40,15 @@ def detector_from(options: argparse.Namespace) -> PoseDetector:
     return PoseDetector(**detector_options(options))
 
 
+def camera_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT, as 1280x720, got {text!r}")
+    return int(width), int(height)
+
+
 def add_frame_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--camera-size", type=camera_size, metavar="WxH", help="what a camera is asked for: 1280x720")
     parser.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     parser.add_argument(
         "--fast", type=int, default=0, metavar="K", help="crops around known faces, the whole frame one time in K only"

@@ -130,7 +130,7 @@ def video(options: argparse.Namespace) -> int:
     calibration = read_calibration(options.calibration) if options.calibration else None
     with stopped_as_by_ctrl_c(), open_senders(options.opentrack, options.osc) as send:
         done = record(
-            Source(options.source, options.rate),
+            Source(options.source, options.rate, options.camera_size),
             detector,
             out=options.out,
             rows=[path for path in (options.csv, options.jsonl) if path],
@@ -159,7 +159,7 @@ def live(options: argparse.Namespace) -> int:
         **detector_options(options), smooth=options.smooth, fast=options.fast, calibration=calibration
     )
     with open_senders(options.opentrack, options.osc) as send:
-        serve(options.source, detector, options.host, options.port, send)
+        serve(options.source, detector, options.host, options.port, send, options.camera_size)
     return 0
 
 
@@ -194,7 +194,9 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--csv", type=Path, metavar="OUT.csv", help="a row for each face of each frame")
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
-    p.add_argument("--rate", type=float, default=25.0, metavar="FPS", help="frames a second of a folder of images")
+    p.add_argument(
+        "--rate", type=float, metavar="FPS", help="of a folder of images (default: 25), a raw stream (.h264), a camera"
+    )
     add_frame_options(p)
     add_sender_options(p)
     add_detector_options(p)

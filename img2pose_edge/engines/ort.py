@@ -79,7 +79,11 @@ class OnnxRuntimeEngine:
         rest = [PROVIDERS["cuda"]] if provider == "tensorrt" and "cuda" in available() else []
         rest += [PROVIDERS["cpu"]] if chosen != PROVIDERS["cpu"] else []
         wanted: list[Any] = [(chosen, options), *rest]
-        self._session = onnxruntime.InferenceSession(str(model.path), session, providers=wanted)
+        # It would quantize the weights of layers that are kept in float, by one step each.
+        kept = ["WeightBiasQuantization"]
+        self._session = onnxruntime.InferenceSession(
+            str(model.path), session, providers=wanted, disabled_optimizers=kept
+        )
         started = self._session.get_providers()
         if provider and chosen not in started:
             raise ValueError(f"onnxruntime:{provider} did not start (its libraries are missing?), only {started}")

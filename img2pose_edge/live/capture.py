@@ -55,14 +55,22 @@ class Capture:
     A file is played at its own rate, or slower where the machine is, again and again.
     """
 
-    def __init__(self, source: str | int, detector: SharedDetector, send: Sequence[Send] = ()) -> None:
+    def __init__(
+        self,
+        source: str | int,
+        detector: SharedDetector,
+        send: Sequence[Send] = (),
+        camera_size: tuple[int, int] | None = None,
+    ) -> None:
         """
         Args:
             source: as :class:`~img2pose_edge.video.Source` takes it.
             detector: what finds the faces.
             send: called with the faces of each frame.
+            camera_size: width and height that a camera is asked for.
         """
         self.send = send
+        self.camera_size = camera_size
         self.source = source
         self.detector = detector
         self.name = source_name(str(source))
@@ -117,7 +125,7 @@ class Capture:
                 self._stop.wait(0.1)
                 continue
             try:
-                with Source(self.source) as source:
+                with Source(self.source, camera_size=self.camera_size) as source:
                     self._show(source)
                 trouble = ""
             except Exception as error:  # of cameras, drivers, engines: told, and tried again

@@ -20,7 +20,14 @@ SILENT = 10.0
 """Seconds after which a connection without a whole request is closed."""
 
 
-def serve(source: str, detector: SharedDetector, host: str, port: int, send: Sequence[Send] = ()) -> None:
+def serve(
+    source: str,
+    detector: SharedDetector,
+    host: str,
+    port: int,
+    send: Sequence[Send] = (),
+    camera_size: tuple[int, int] | None = None,
+) -> None:
     """Print the page's address and serve until interrupted.
 
     Args:
@@ -29,6 +36,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
         host: address to listen on; beyond loopback a token is asked for.
         port: 0 for any that is free.
         send: called with the faces of each of the camera's frames.
+        camera_size: width and height that a camera is asked for.
 
     Raises:
         ImportError: if the web server is not installed.
@@ -48,7 +56,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
         raise ImportError(f'the live page needs a web server: pip install "img2pose-edge[live]" ({error})') from error
 
     try:
-        with Source(source) as opened:
+        with Source(source, camera_size=camera_size) as opened:
             first = next(iter(opened)) if detector.calibration else None
     except ValueError as error:  # a camera may come yet; photographs are served without it
         if os.path.exists(source):  # pipelines are too long for a Path
@@ -86,7 +94,7 @@ def serve(source: str, detector: SharedDetector, host: str, port: int, send: Seq
                 super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        make_app(Capture(source, detector, send), token),
+        make_app(Capture(source, detector, send, camera_size), token),
         log_level="warning",
         access_log=False,  # addresses hold the token
         server_header=False,

@@ -274,7 +274,12 @@ class Composer:
         groups: dict[str, list[int]] = {}
         for i in useful:
             groups.setdefault(records[i].collection, []).append(i)
-        self.scenes = self._weighted(groups, SCENES) or self._weighted(groups, dict.fromkeys(groups, 1.0))
+        scenes = {name: [*of] for name, of in groups.items() if name in SCENES or SCENES.keys().isdisjoint(groups)}
+        most = max(scenes, key=lambda name: len(scenes[name]))
+        for i in indices:  # pictures without a face show what is none
+            if len(records[i].faces) == 0:
+                scenes.get(records[i].collection, scenes[most]).append(i)
+        self.scenes = self._weighted(scenes, {name: SCENES.get(name, 1.0) for name in scenes})
         others = {name: PORTRAITS.get(name, 0.2) for name in groups if name not in SCENES}
         self.portraits = self._weighted(groups, others) or self.scenes
 
@@ -338,8 +343,8 @@ class Composer:
         index = self._draw(self.scenes, rng)
         record = self.records[index]
         scale = np.exp(rng.uniform(*np.log(self.strength.scales)))
-        if rng.random() < self.strength.centred:
-            real = np.flatnonzero(~record.faces.ignore)
+        real = np.flatnonzero(~record.faces.ignore)
+        if rng.random() < self.strength.centred and len(real):
             # Photographs show few profiles, and few of them are found: they are looked at up to three times as often.
             aside = 3 - 2 * record.faces.local[real, 2, 2].clip(0, 1)
             chosen = int(rng.choice(real, p=aside / aside.sum()))
@@ -379,7 +384,7 @@ class Composer:
         record = self.records[index]
         trusted = np.where(record.faces.ignore, -1.0, record.faces.trust + 0.01)
         chosen = int(rng.choice(np.flatnonzero(trusted > 0)))
-        size = np.exp(rng.uniform(np.log(30), np.log(side * 0.85)))
+        size = np.exp(rng.uniform(np.log(min(30, side / 2)), np.log(side * 0.85)))
         scale = size / record.faces.sizes[chosen]
         source = (record.faces.boxes[chosen, :2] + record.faces.boxes[chosen, 2:]) / 2
         room = max(side / 2 - size * 0.45, 0)

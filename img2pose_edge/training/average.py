@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from img2pose_edge.training.checkpoint import join_origins
 from img2pose_edge.training.networks import load_network
 
 
@@ -28,5 +29,6 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         name: torch.stack([state["weights"][name].double() for state in states]).mean(0).to(value.dtype)
         for name, value in states[0]["weights"].items()
     }
-    kept = ("network", "config", "step", "data", "options")
-    return {**{name: states[0][name] for name in kept if name in states[0]}, "weights": weights}
+    kept = ("network", "config", "step", "options")
+    first = {name: states[0][name] for name in kept if name in states[0]}
+    return {**first, **join_origins(states), "weights": weights}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"network", "weights"} <= state.keys():
         raise ValueError(f"{path} is not an img2pose-edge checkpoint: it lacks 'network' or 'weights'")
     return state
+
+
+def join_origins(states: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """``data`` and ``licence`` of weights that come from several checkpoints or data sets, in order; what none of them
+    tells is left out."""
+    joined = {}
+    for name in ("data", "licence"):
+        known = [part for state in states for part in str(state.get(name) or "").split("; ") if part]
+        if known:
+            joined[name] = "; ".join(dict.fromkeys(known))
+    return joined

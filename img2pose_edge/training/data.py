@@ -272,8 +272,9 @@ class PixelCache:
         sizes = [h * w * c for h, w, c in shapes]
         starts = np.cumsum([0, *sizes]).tolist()
         files = [root / r.image for r in records]
-        lengths = [f.stat().st_size if f.is_file() else 0 for f in files]  # a picture replaced by another is noticed
-        names = "\n".join(f"{f.resolve()} {n} {s}" for f, n, s in zip(files, lengths, shapes, strict=True))
+        # A picture replaced by another is noticed.
+        states = [(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else () for f in files]
+        names = "\n".join(f"{f.resolve()} {n} {s}" for f, n, s in zip(files, states, shapes, strict=True))
         path = folder / f"pixels-{zlib.crc32(as_bytes(names)):08x}.u8"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from img2pose_edge.files import write_file
 from img2pose_edge.progress import track
 from img2pose_edge.training.augment import STRENGTHS, Composer, Sample
-from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.checkpoint import join_origins, load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import as_bytes, open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.grow import grow
@@ -230,7 +230,7 @@ class CsvLog:
         self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, **values: float) -> None:
-        self._writer.writerow({k: f"{v:.6g}" for k, v in values.items()})
+        self._writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in values.items()})
         self._file.flush()
 
 
@@ -314,6 +314,8 @@ def train(
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", 0.1, patience=3, threshold=1e-3, threshold_mode="abs"
     )
+    faces = sum(len(records[i].faces) for i in training)
+    origin = {"data": f"{data.name}: {len(training)} images, {faces} faces"}
     start, best, stale = 0, -math.inf, 0
     arrays = "boxes", "local", "trust", "landmarks", "ignore"
     marks = ([as_bytes(r.image), *(getattr(r.faces, name).tobytes() for name in arrays)] for r in records)
@@ -323,6 +325,7 @@ def train(
         lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]
         if lacking:
             raise ValueError(f"{last} is no state of a run to go on with: it lacks {', '.join(lacking)}")
+        origin = join_origins([state] if state.get("labels", labels) == labels else [state, origin])
         if state.get("labels", labels) != labels:
             logger.warning("%s began with other pictures or labels than those of %s", last, data)
         before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
@@ -345,13 +348,12 @@ def train(
                 logger.warning("%s has %d steps already: nothing is left of %d", last, start, options.steps)
             elif 0 < options.patience <= stale:
                 logger.warning("%s was stopped at step %d, as validations made no progress", last, start)
+    elif initial:
+        origin = join_origins([load_checkpoint(initial), origin])
     trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
-    faces = sum(len(records[i].faces) for i in training)
-    provenance = f"{data.name}: {len(training)} images, {faces} faces"
-
     def weights(step: int) -> dict[str, Any]:
-        kept: dict[str, Any] = {"network": options.network, "weights": average, "step": step, "data": provenance}
+        kept: dict[str, Any] = {"network": options.network, "weights": average, "step": step, **origin}
         kept["options"] = asdict(options)
         if shape:
             kept["config"] = asdict(shape)

@@ -37,7 +37,8 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
         local = find_local_poses(network, torch.tensor(image, device=device), SCORE_THRESHOLD)
         score, boxes, center, size, rotation = (v.double().cpu().numpy() for v in local)
         return make_faces(score, center, size, rotation, np.ones(2), camera, NMS_IOU, boxes)
-    pixels, scale = letterbox(image, INPUT_SIZE, max(STRIDES))
+    # Quantized graphs are made for at least two cells of the largest stride.
+    pixels, scale = letterbox(image, INPUT_SIZE, max(STRIDES) * (1 + isinstance(network, GraphModule)))
     scores, poses = network(torch.tensor(pixels[None], device=device))
     cells = candidates(
         [s.float().cpu().numpy() for s in scores],
@@ -76,7 +77,7 @@ def validate(
     """Detection and pose figures on the records at the positions ``held_out``.
 
     Returns:
-        ``ap``: average precision (IoU 0.5) on scenes, faces of at least 10 pixels;
+        ``ap``: average precision (IoU 0.5) on scenes, faces of at least 10 of the pixels that the network sees;
         ``recall``: share of the faces with a trusted rotation, in all collections, that are found;
         ``mae``: mean absolute error of pitch, yaw and roll on those, degrees.
     """
@@ -87,10 +88,11 @@ def validate(
         detected = detect_with(network, pixels[index], device)
         boxes = np.array([f.box for f in detected]).reshape(-1, 4)
         faces = record.faces
+        sizes = faces.sizes * min(1, INPUT_SIZE / max(record.width, record.height))
         if record.collection == "wider" or not scenes:
             found.append(Detections(boxes, np.array([f.score for f in detected])))
-            truth.append(GroundTruth(faces.boxes, ~faces.ignore & (faces.sizes >= LEAST_SIZE)))
-        posed = np.flatnonzero(~faces.ignore & (faces.trust > LEAST_TRUST) & (faces.sizes >= 2 * LEAST_SIZE))
+            truth.append(GroundTruth(faces.boxes, ~faces.ignore & (sizes >= LEAST_SIZE)))
+        posed = np.flatnonzero(~faces.ignore & (faces.trust > LEAST_TRUST) & (sizes >= 2 * LEAST_SIZE))
         wanted += len(posed)
         if len(boxes) == 0 or len(posed) == 0:
             continue
