@@ -91,6 +91,8 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
     center, apparent, _ = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)
     upright = geometry.roll_matrix(np.degrees(-roll)) @ local
     box = project_face_box(*geometry.local_to_camera(center, apparent, upright, face.intrinsics), face.intrinsics)
+    if not np.isfinite(box).all():  # turned upright it would reach around the camera
+        box = face.box
     scale = size / (max(box[2] - box[0], box[3] - box[1]) * (1 + 2 * margin))
     turn = scale * np.array([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]])
     middle = (face.box[:2] + face.box[2:]) / 2  # an outline's box turns about its middle

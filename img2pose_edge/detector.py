@@ -70,11 +70,12 @@ class PoseDetector:
 
             if provider not in PROVIDERS:
                 choose_provider(provider)  # says which there are
-        if threads is not None and not (isinstance(threads, (int, np.integer)) and threads > 0):
+        whole = isinstance(threads, (int, np.integer)) and not isinstance(threads, bool)
+        if threads is not None and not (whole and threads > 0):
             raise ValueError(f"threads must be an integer of at least 1, got {threads!r}")
         self.engine = engine
         self.engine_options = engine_options
-        self.threads = threads
+        self.threads = None if threads is None else int(threads)
         self.input_size = self._size(input_size)
         self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
         self.nms_iou = self._fraction("nms_iou", nms_iou, self.model.nms_iou)
@@ -283,6 +284,9 @@ def mean_poses(
     return mean[:, :2], np.exp(mean[:, 2]), geometry.sixd_to_matrix(mean[:, 3:])
 
 
+_loading = threading.Lock()
+
+
 @cache
 def _shared_detector(model: str | None, engine: str, threads: int | None) -> PoseDetector:
     return PoseDetector(model, engine, threads=threads)
@@ -309,7 +313,8 @@ def detect_poses(
         >>> from img2pose_edge import detect_poses
         >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
     """
-    detector = _shared_detector(None if model is None else str(model), engine, threads)
+    with _loading:  # of several first calls at once one loads
+        detector = _shared_detector(None if model is None else str(model), engine, threads)
     return detector.detect(
         image, input_size=input_size, score_threshold=score_threshold, nms_iou=nms_iou, intrinsics=intrinsics
     )

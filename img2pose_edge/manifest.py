@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,10 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     """
     name = default_model(engine) if model is None else str(model)
     bundled = MODELS / f"{name}.json"
-    is_name = Path(name).name == name and bundled.is_file()
-    if not is_name and not Path(name).is_file():
+    is_name = Path(name).name == name and os.path.isfile(bundled)  # it takes a text that is too long for a path
+    if not is_name and not os.path.isfile(name):
         raise FileNotFoundError(
-            f"no model {name!r}: neither a file nor a bundled model ({', '.join(bundled_models()) or 'none'})"
+            f"no model {name[:300]!r}: neither a file nor a bundled model ({', '.join(bundled_models()) or 'none'})"
         )
     manifest_path = bundled if is_name else Path(name).with_suffix(".json")
     if not manifest_path.is_file():
@@ -195,7 +196,7 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         number("thresholds", "score", 0, 1),
         number("thresholds", "nms_iou", 0, 1),
         number("thresholds", "merge_iou", 0, 1, 0.0),
-        "" if isinstance(gain, (int, float)) and abs(gain) < 100 else f"score_gain must be a number, got {gain!r}",
+        "" if isinstance(gain, (int, float)) and 0 <= gain < 100 else f"score_gain must be 0 to 100, got {gain!r}",
         "" if posed else "points68 must be 68 points x, y, z",
         order or ("" if named else "outputs must be lists of names"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from img2pose_edge.header import ends
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 8
+SHOWN = 300
+"""Letters of a path that errors repeat: somebody may pass the picture itself as text."""
 PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""
 
@@ -38,25 +41,26 @@ def load_image(source: Any) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not str(source):
+        name = os.fspath(source)
+        if not name:
             raise ValueError("the path of an image is empty")
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder, not an image")
-        if not path.exists():
-            raise FileNotFoundError(f"no image {path}")
-        return decode_image(path.read_bytes(), str(path))
+        if os.path.isdir(name):  # unlike Path's these take a text that is too long for a path
+            raise ValueError(f"{name} is a folder, not an image")
+        if not os.path.exists(name):
+            raise FileNotFoundError(f"no image {name[:SHOWN]}{'…' if len(name) > SHOWN else ''}")
+        return decode_image(Path(name).read_bytes(), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         from PIL import ImageOps
 
         try:
-            source = ImageOps.exif_transpose(source)
+            with suppress(SyntaxError):  # metadata that are damaged turn nothing
+                source = ImageOps.exif_transpose(source)
             if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
                 return _from_array(np.asarray(source))
             return _from_array(np.ascontiguousarray(np.asarray(source.convert("RGB"))[..., ::-1]))
-        except OSError as error:
+        except (OSError, SyntaxError) as error:
             raise ValueError(f"the PIL image cannot be read: {error}") from error
     kind = f"{type(source).__module__}.{type(source).__name__}"
     raise TypeError(f"an image must be a path, bytes, numpy array or PIL image, got {kind}")

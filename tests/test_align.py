@@ -178,3 +178,20 @@ def test_wrong_options_are_named(astronaut: np.ndarray) -> None:
             cut(astronaut, face, margin=-1)
         with pytest.raises(ValueError, match="must be uint8"):
             cut(astronaut.astype(float), face)
+
+
+def test_faces_that_would_reach_around_the_camera_upright_are_cut_out_by_their_boxes() -> None:
+    random, image, found = np.random.default_rng(0), np.zeros((480, 640, 3), np.uint8), 0
+    for _ in range(1000):  # very near, with wide lenses; of some the upright ellipsoid has no outline
+        focal = random.uniform(224, 1120)
+        camera = np.array([[focal, 0, 320], [0, focal, 240], [0, 0, 1]])
+        local = geometry.angles_to_matrix(random.uniform(-80, 80, 3))
+        center, size = random.uniform(0, [640, 480]), random.uniform(100, 450)
+        rotation, translation = geometry.local_to_camera(center, np.array(size), local, camera)
+        box = project_face_box(rotation, translation, camera)
+        if np.isfinite(box).all():
+            pose = geometry.compose_pose(rotation, translation)
+            face = Face(0.9, box, pose, rotation, local, geometry.matrix_to_angles(local), camera)
+            assert upright_face(image, face, 16).shape == (16, 16, 3)
+            found += 1
+    assert found > 900

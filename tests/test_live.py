@@ -270,6 +270,11 @@ def test_connections_on_which_nothing_is_asked_are_closed(
         spent.sendall(b"GET /face.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         assert spent.recv(12) == b"HTTP/1.1 200"
         spent.sendall(b"GET /settings HTTP/1.1\r\nHost: 127")
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(address)
+        script = b"GET /static/vendor/three.module.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        deaf.sendall(20 * script)
         with websockets.sync.client.connect(f"ws://127.0.0.1:{port}/ws") as watching:
             for connection in (silent, half, spent):
                 while connection.recv(65536):
@@ -278,6 +283,12 @@ def test_connections_on_which_nothing_is_asked_are_closed(
             time.sleep(1)
             watching.send("next")
             assert json.loads(watching.recv(10))["type"] == "frame", "who watches may be silent for long"
+        taken = 0
+        with suppress(ConnectionResetError):
+            while part := deaf.recv(2**20):
+                taken += len(part)
+        deaf.close()
+        assert taken < 7_000_000, "who takes no answer is cut off"
     finally:
         made[0].should_exit = True
         thread.join(10)
@@ -604,7 +615,7 @@ class Camera:
     opened: list[Any]
     error: Exception | None = None
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, camera_size: tuple[int, int] | None = None) -> None:
         if self.error and len(self.opened) == 1:
             self.opened.append(None)
             raise self.error

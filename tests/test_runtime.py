@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import pickle
 import shutil
 import subprocess
 import sys
 import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -139,7 +144,7 @@ class FakeSession:
 
     asked: list = []  # noqa: RUF012
 
-    def __init__(self, path: str, options: object, providers: list) -> None:
+    def __init__(self, path: str, options: object, providers: list, disabled_optimizers: list[str]) -> None:
         self.asked[:] = providers
 
     def get_providers(self) -> list[str]:
@@ -569,7 +574,8 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
         ({"outputs": {"scores": 3, "poses": []}}, "outputs must be lists of names"),
         ({"strides": None}, "strides must be some positive whole numbers, got None"),
         ({"input": {"size": 640, "multiple": 32, "fixed": [480]}}, "input.fixed must be 2 positive whole numbers"),
-        ({"score_gain": "big"}, "score_gain must be a number, got 'big'"),
+        ({"score_gain": "big"}, "score_gain must be 0 to 100, got 'big'"),
+        ({"score_gain": -0.2}, "score_gain must be 0 to 100, got -0.2"),
         ({"points68": [[1, 2]]}, "points68 must be 68 points"),
     ):
         manifest.write_text(json.dumps(json.loads(whole) | change))
@@ -613,3 +619,72 @@ def test_the_model_is_loaded_once_and_late(monkeypatch: pytest.MonkeyPatch, astr
         detector(astronaut)
         detect_poses(astronaut)
     assert len(loads) == 2
+
+
+def test_openvino_does_not_compile_for_sizes_that_come_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    ov = pytest.importorskip("img2pose_edge.engines.ov")
+    compiled = []
+    real = ov.core().compile_model
+
+    class Core:
+        read_model = ov.core().read_model
+
+        def compile_model(self, network: Any, *rest: Any) -> Any:
+            compiled.append(network)
+            return real(network, *rest)
+
+    network = ov.Compiled(find_model("edge-n-int8-ov").path, 1, {})
+    monkeypatch.setattr(ov, "core", Core)
+    shapes = [(1, 64 + 32 * i, 64, 3) for i in range(9)]
+    for _ in range(20):
+        for shape in shapes:
+            network.infer(np.zeros(shape, np.uint8))
+    assert len(compiled) == ov.MOST, "five sizes and any"
+    for _ in range(ov.IDLE + ov.OFTEN):
+        network.infer(np.zeros((1, 96, 96, 3), np.uint8))
+    assert len(compiled) == ov.MOST + 1, "a new one that comes often, once another has not come for long"
+
+
+def test_first_calls_at_once_load_one_model(monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray) -> None:
+    made = []
+
+    class Slow(PoseDetector):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            made.append(self)
+            time.sleep(0.05)
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr("img2pose_edge.detector.PoseDetector", Slow)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: len(detect_poses(astronaut, threads=3)), range(4)))
+    assert found == [1, 1, 1, 1]
+    assert len(made) == 1
+
+
+def test_damaged_metadata_turn_nothing(astronaut: np.ndarray) -> None:
+    encoded = cv2.imencode(".png", astronaut)[1].tobytes()
+    chunk = b"eXIf" + b"garbage"
+    damaged = encoded[:33] + (7).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + encoded[33:]
+    np.testing.assert_array_equal(load_image(PIL.Image.open(io.BytesIO(damaged))), astronaut)
+    written = io.BytesIO()
+    PIL.Image.fromarray(astronaut).save(written, "PNG")
+    broken = bytearray(written.getvalue())
+    second = broken.index(b"IDAT", broken.index(b"IDAT") + 4)
+    broken[second : second + 4] = bytes(4)
+    with pytest.raises(ValueError, match="the PIL image cannot be read"):
+        load_image(PIL.Image.open(io.BytesIO(broken)))
+
+
+def test_long_texts_are_no_paths() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no image data:x+…$") as raised:
+        load_image("data:" + "x" * 5000)
+    assert len(str(raised.value)) < 400
+    with pytest.raises(FileNotFoundError, match="neither a file nor a bundled model") as raised:
+        PoseDetector("x" * 5000)
+    assert len(str(raised.value)) < 600
+
+
+def test_threads_are_whole_numbers_of_any_kind(astronaut: np.ndarray) -> None:
+    assert type(PoseDetector(threads=np.int64(1)).threads) is int  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="threads must be an integer"):
+        PoseDetector(threads=True)

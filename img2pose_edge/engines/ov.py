@@ -23,9 +23,9 @@ def core() -> openvino.Core:
     return openvino.Core()
 
 
-OFTEN, MOST = 8, 6
-"""Inputs of one size from which it is compiled for (a quarter of a second), and compiled networks that are kept: those
-last used."""
+OFTEN, MOST, IDLE = 8, 6, 100
+"""Inputs of one size from which it is compiled for (a quarter of a second); compiled networks that are kept; and calls
+for which one has not been used when it makes room for another."""
 
 
 class Compiled:
@@ -41,6 +41,7 @@ class Compiled:
         self.model = core().read_model(str(path))
         self._requests: dict[tuple[int, ...] | None, Any] = {}
         self._seen: Counter[tuple[int, ...]] = Counter()
+        self._calls, self._used = 0, dict[tuple[int, ...] | None, int]()
 
     def infer(self, values: np.ndarray) -> Any:
         """Run the network of one input; returns the request, which holds the outputs.
@@ -56,14 +57,16 @@ class Compiled:
         return request
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        if shape in self._requests:
-            self._requests[shape] = self._requests.pop(shape)  # the last used is the last
-            return self._requests[shape]
+        self._calls += 1
         self._seen[shape] += 1
-        key = shape if self._seen[shape] > OFTEN or not self._requests else None
-        if key and len(self._requests) >= MOST:
-            oldest = next(known for known in self._requests if known)
-            del self._requests[oldest], self._seen[oldest]
+        key = shape if shape in self._requests or self._seen[shape] > OFTEN or not self._requests else None
+        if key and key not in self._requests and len(self._requests) >= MOST:
+            oldest = min(filter(None, self._requests), key=self._used.__getitem__)
+            if self._calls - self._used[oldest] > IDLE:
+                del self._requests[oldest], self._seen[oldest]
+            else:  # sizes that come by turns would be compiled again and again
+                key = None
+        self._used[key] = self._calls
         if key not in self._requests:
             network = self.model.clone()
             try:

@@ -70,27 +70,32 @@ def serve(
     print(page_address(host, listener.getsockname()[1], token), flush=True)
 
     class Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        """Connections on which nothing is asked are closed: there is room for so many."""
+        """Connections on which nothing is asked, or no answer taken, are closed: there is room for so many."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._look_again(None)
+            self._look_again(None, 0)
 
-        def _look_again(self, before: Any) -> None:
-            self.loop.call_later(SILENT, self._close_if_silent, before)
+        def _look_again(self, cycle: Any, waiting: int) -> None:
+            self.loop.call_later(SILENT, self._close_if_silent, cycle, waiting)
 
-        def _close_if_silent(self, before: Any) -> None:
+        def _close_if_silent(self, cycle: Any, waited: int) -> None:
             if self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return  # a WebSocket now
+            waiting = self.transport.get_write_buffer_size()
             answered = self.cycle is None or self.cycle.response_complete
-            if answered and self.cycle is before:
+            if waiting and (self.cycle, waiting) == (cycle, waited):
+                self.transport.abort()  # closing would wait until it is taken
+            elif answered and not waiting and self.cycle is cycle:
                 self.transport.close()
             else:
-                self._look_again(self.cycle)
+                self._look_again(self.cycle, waiting)
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if not self.should_exit:  # a second Ctrl-C would end it with a traceback; it ends in a second or two
+                # What is cut short, such as an upload, is no error.
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
                 super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
@@ -98,6 +103,7 @@ def serve(
         log_level="warning",
         access_log=False,  # addresses hold the token
         server_header=False,
+        proxy_headers=False,  # anybody can write them, and be another client at each request
         ws_max_size=1024,
         ws_per_message_deflate=False,  # JPEG is compressed
         http=Impatient,
