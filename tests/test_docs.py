@@ -287,7 +287,8 @@ def test_a_model_of_your_own(reader: socket.socket) -> None:
     commands = our_commands((ROOT / "docs/own-pictures.md").read_text())
     commands += our_commands((ROOT / "docs/own-model.md").read_text())
     commands = [w + shlex.split(SMALL.get(w[0], "")) for w in commands if not {"--detector", "--size"} & {*w}]
-    expected = ["annotate", "train", "curves", "export", "detect"]  # own-pictures.md; TFLite and a detector left out
+    # own-pictures.md; TFLite and a detector left out
+    expected = ["annotate", "prepare", "train", "curves", "export", "detect"]
     expected += ["export"] * 2 + ["quantize"] + ["export"] * 3 + ["parity", "sensitivity", "train", "detect"]
     assert [w[0] for w in commands] == expected
     for stand_in in Path().glob("mine*"):
@@ -298,9 +299,10 @@ def test_a_model_of_your_own(reader: socket.socket) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    made = ["photos/labels.jsonl", "runs/mine/best.pt", "curves.png", "mine.onnx", "out.png", "mine-int8.pt"]
+    made = ["photos/labels.jsonl", "photos.lmdb", "runs/mine/best.pt", "curves.png", "mine.onnx", "out.png"]
     for name in (
         *made,
+        "mine-int8.pt",
         "mine-fp16.onnx",
         "mine-int8.onnx",
         "mine-int8-ov.xml",
