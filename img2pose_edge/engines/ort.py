@@ -80,9 +80,9 @@ class OnnxRuntimeEngine:
         rest += [PROVIDERS["cpu"]] if chosen != PROVIDERS["cpu"] else []
         wanted: list[Any] = [(chosen, options), *rest]
         # It would quantize the weights of layers that are kept in float, by one step each.
-        kept = ["WeightBiasQuantization"]
+        without = ["WeightBiasQuantization"]
         self._session = onnxruntime.InferenceSession(
-            str(model.path), session, providers=wanted, disabled_optimizers=kept
+            str(model.path), session, providers=wanted, disabled_optimizers=without
         )
         started = self._session.get_providers()
         if provider and chosen not in started:

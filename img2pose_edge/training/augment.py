@@ -274,12 +274,13 @@ class Composer:
         groups: dict[str, list[int]] = {}
         for i in useful:
             groups.setdefault(records[i].collection, []).append(i)
-        scenes = {name: [*of] for name, of in groups.items() if name in SCENES or SCENES.keys().isdisjoint(groups)}
+        shown = {name: w for name, w in SCENES.items() if name in groups} or dict.fromkeys(groups, 1.0)
+        scenes = {name: [*groups[name]] for name in shown}
         most = max(scenes, key=lambda name: len(scenes[name]))
         for i in indices:  # pictures without a face show what is none
             if len(records[i].faces) == 0:
                 scenes.get(records[i].collection, scenes[most]).append(i)
-        self.scenes = self._weighted(scenes, {name: SCENES.get(name, 1.0) for name in scenes})
+        self.scenes = self._weighted(scenes, shown)
         others = {name: PORTRAITS.get(name, 0.2) for name in groups if name not in SCENES}
         self.portraits = self._weighted(groups, others) or self.scenes
 
