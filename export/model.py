@@ -94,6 +94,7 @@ def export_model(
             written,
             facts,
             precision=options.precision,
+            **({"float_layers": state["float_layers"]} if state.get("float_layers") else {}),
             thresholds={
                 "score": options.score_threshold,
                 "nms_iou": options.nms_iou,

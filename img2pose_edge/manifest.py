@@ -79,6 +79,11 @@ class Model:
         return float(self.manifest.get("score_gain", 0.0))
 
     @property
+    def float_layers(self) -> list[str]:
+        """Convolutions of an int8 model that are not quantized."""
+        return list(self.manifest.get("float_layers", []))
+
+    @property
     def nms_iou(self) -> float:
         return float(self.manifest["thresholds"]["nms_iou"])
 

@@ -79,8 +79,8 @@ class OnnxRuntimeEngine:
         rest = [PROVIDERS["cuda"]] if provider == "tensorrt" and "cuda" in available() else []
         rest += [PROVIDERS["cpu"]] if chosen != PROVIDERS["cpu"] else []
         wanted: list[Any] = [(chosen, options), *rest]
-        # It would quantize the weights of layers that are kept in float, by one step each.
-        without = ["WeightBiasQuantization"]
+        # It makes integers of biases, which int8 needs to be fast, but also of weights that are kept in float, badly.
+        without = ["WeightBiasQuantization"] if model.float_layers else []
         self._session = onnxruntime.InferenceSession(
             str(model.path), session, providers=wanted, disabled_optimizers=without
         )
