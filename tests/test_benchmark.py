@@ -193,7 +193,7 @@ def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_
         assert read(one, whole_call(0))
         assert read(one, whole_call(1))
         assert one["latency"]["1"]["peak_mb"] > 20
-        assert one["latency"]["1"]["faces"]["0"]["found"] == len(PoseDetector("edge-n", input_size=320)(scene(0)))
+        assert one["latency"]["1"]["faces"]["0"]["found"] == 0
         assert one["latency"]["1"]["faces"]["1"]["found"] == 1
         assert one["accuracy"]["wider"]["ap_easy"] == pytest.approx(1)
         assert one["accuracy"]["aflw2000_subset"]["faces"] == 1

@@ -129,7 +129,7 @@ def test_large_faces_are_shrunk_and_do_not_jump(
     assert spy.shapes.count((480, 640)) == 3
     assert len(spy.shapes) == 9 + 2, "beside the second and third whole frame, a crop for the pose"
     assert all(apart(face, true) < 8 for face in faces)
-    assert max(apart(face, faces[1]) for face in faces[1:]) < 2.5
+    assert max(apart(face, faces[1]) for face in faces[1:]) < 1
 
 
 def test_a_lost_face_is_looked_for_at_once(detector: PoseDetector, portrait: np.ndarray) -> None:

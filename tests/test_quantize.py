@@ -286,7 +286,7 @@ def test_every_format_and_precision_finds_the_same_faces(
         network = networks.get(precision, networks["fp32"])
         for engine, parity in check_artefact(network, path, images).items():
             assert (parity.faces, parity.alone) == (3, 0), (format, precision, engine)
-            assert parity.maps < {"int8": 1e-4, "fp32": 0.3, "fp16": 0.6}[precision], (format, precision, engine)
+            assert parity.maps < {"int8": 1e-4, "fp32": 0.1, "fp16": 0.2}[precision], (format, precision, engine)
         manifest = json.loads(path.with_suffix(".json").read_text())
         assert (manifest["format"], manifest["precision"]) == (format, precision)
         assert manifest["sha256"] == sha256(path)
@@ -339,8 +339,7 @@ def test_layers_stay_float_on_demand(pictures: list[np.ndarray], tmp_path: Path,
     # ONNX Runtime would round them again.
     detector = PoseDetector(tmp_path / "mixed.onnx", "onnxruntime")
     found = compare(torch_detector(load_torch(tmp_path / "mixed.pt"), detector.model.path), detector, [astronaut])
-    assert found.maps < 0.8
-    assert found.angle < 0.01
+    assert found.maps < 0.3
     with pytest.raises(ValueError, match=r"no layer stem\.7 to keep in float"):
         quantize_checkpoint(CHECKPOINT, pictures, ["stem.7"])
 
