@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ SUBSETS = ("easy", "medium", "hard")
 ANGLES = ("pitch_mae", "yaw_mae", "roll_mae", "mae")
 FACE_SIZES = (8, 16, 32, 64)
 """Bounds, in pixels of an image whose longest side is 640, of the face sizes that AP is broken down by."""
-YAWS = (0, 30, 60, 90)
-"""Bounds, in degrees, of the yaws that angle errors are broken down by."""
+YAWS = ((0, 30), (30, 60), (60, 90))
+PANS = ((0, 30), (0, 60), (45, 60), (75, 90))
+"""Ranges, in degrees, of the absolute yaws and pans that angle errors are broken down by."""
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = N
         labels.append(label)
     yaw, lost_yaw = (np.abs(np.array(v).reshape(-1, 3)[:, 1]) for v in (labels, lost))
     by_yaw: dict[str, float] = {}
-    for low, high in pairwise(YAWS):
-        top = high if high < YAWS[-1] else np.inf
+    for low, high in YAWS:
+        top = high if high < YAWS[-1][1] else np.inf
         within = [e for e, y in zip(errors, yaw, strict=True) if low <= y < top]
         missed = int(((low <= lost_yaw) & (lost_yaw < top)).sum())
         by_yaw[f"mae_yaw_{low}_{high}"] = mean_absolute(within, *ANGLES)["mae"]
@@ -298,7 +298,7 @@ def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = N
 
 
 def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
-    """Mean absolute error of yaw against the pan label, in ranges of ``|pan|``, and the faces missed.
+    """Mean absolute error of yaw against the pan label, in ranges of ``|pan|``, and the faces missed in each.
 
     Each photograph shows one person: their face is the best-scored one.
     """
@@ -312,18 +312,13 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
         error.append(abs(yaw - row["pan_deg"]))
     pans, errors = np.array(pan), np.array(error)
 
-    def mean(low: float, high: float) -> float:
-        within = errors[(pans >= low) & (pans <= high) & ~np.isnan(errors)]
-        return float(within.mean()) if len(within) else float("nan")
-
-    return {
-        "faces": len(errors),
-        "missed": int(np.isnan(errors).sum()),
-        "yaw_mae_pan_0_30": mean(0, 30),
-        "yaw_mae_pan_0_60": mean(0, 60),
-        "yaw_mae_pan_45_60": mean(45, 60),
-        "yaw_mae_pan_75_90": mean(75, 90),
-    }
+    by_pan: dict[str, float] = {}
+    for low, high in PANS:
+        within = errors[(pans >= low) & (pans <= high)]
+        found = within[~np.isnan(within)]
+        by_pan[f"yaw_mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
+        by_pan[f"missed_pan_{low}_{high}"] = len(within) - len(found)
+    return {"faces": len(errors), "missed": int(np.isnan(errors).sum()), **by_pan}
 
 
 def mean_absolute(errors: list[np.ndarray], *names: str) -> dict[str, float]:

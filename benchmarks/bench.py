@@ -227,14 +227,20 @@ def _same(contender: Contender, name: str) -> tuple[str, ...]:
 def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
     """Bytes and SHA-256 of its files, and multiply-accumulates for an image of 640x480 with one face; what cannot be
     counted is named in ``missing``."""
+    unknown: dict[str, Any] = {"bytes": None, "macs": None, "sha256": {}}
     if not contender.model:
-        return {"bytes": None, "macs": None, "sha256": {}}
-    path = find_model(contender.model).path if contender.ours else Path(contender.model)
-    files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+        return unknown
+    try:
+        path = find_model(contender.model).path if contender.ours else Path(contender.model)
+        files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+        files += [Path(contender.head_pose)] if contender.pose == "b66" else []
+        contents = {file.name: file.read_bytes() for file in files}
+    except (OSError, ValueError) as error:  # gone since it was timed, which took an hour
+        missing.append(f"{contender.name}, its files: {error}")
+        return unknown
     pixels = letterbox(np.zeros((HEIGHT, WIDTH, 3), np.uint8), contender.size, 32)[0]
     parts = [(path, pixels.shape[:2])]
     if contender.pose == "b66":
-        files.append(Path(contender.head_pose))
         parts.append((files[-1], (224, 224)))
     try:
         counts = [count_macs(part, *shape) for part, shape in parts]
@@ -242,8 +248,8 @@ def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         missing.append(f"{contender.name}, MACs: {error}")
         macs = None
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return {"bytes": sum(file.stat().st_size for file in files), "macs": macs, "sha256": sums}
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return {"bytes": sum(map(len, contents.values())), "macs": macs, "sha256": sums}
 
 
 def load_before() -> dict[str, float]:

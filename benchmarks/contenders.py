@@ -12,7 +12,7 @@ from img2pose_edge.benchmarks.accuracy import Detect, detect_by
 from img2pose_edge.benchmarks.peer_network import ENGINES as PEER_ENGINES
 
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.engines import READERS, choose_engine, installed
+from img2pose_edge.engines import READERS, installed
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.preprocess import load_image
 
@@ -97,6 +97,8 @@ def open_contender(contender: Contender, threads: int) -> Opened:
     from img2pose_edge.benchmarks.peers import Peer
 
     peer = Peer(Path(contender.model), contender.size, threads, contender.engine)
+    if peer.network.size and max(peer.network.size) != contender.size:
+        raise ValueError(f"it takes {max(peer.network.size)} pixels only")
     detect: Detect = peer
     if contender.pose == "pnp":
         detect = with_points(peer)
@@ -111,7 +113,9 @@ def open_contender(contender: Contender, threads: int) -> Opened:
 
 
 def _open_ours(contender: Contender, threads: int) -> Opened:
-    detector = PoseDetector(contender.model, contender.engine, contender.size, threads=threads)
+    # Peers run on the processor, whatever else ONNX Runtime would choose here.
+    engine = {"onnxruntime": "onnxruntime:cpu"}.get(contender.engine, contender.engine)
+    detector = PoseDetector(contender.model, engine, contender.size, threads=threads)
     _ = detector._network  # loaded now, as peers are: what their first pictures take can then be compared
 
     def network(image: np.ndarray) -> Callable[[], object]:
@@ -140,7 +144,6 @@ def our_contenders(models: Sequence[str], sizes: Sequence[int], missing: list[st
             if not installed(engine):
                 missing.append(f"{named} in {engine}: it is not installed")
                 continue
-            choose_engine(engine, model)
             takes = [s for s in sizes if not model.fixed or s == model.input_size]
             if not takes and named not in bundled_models():
                 takes = [model.input_size]

@@ -64,13 +64,13 @@ class FastComparison:
         and ``whole_frames`` that were looked at."""
         fast = {}
         for k in self.every:
-            moved = np.degrees(self._turned[k])
+            moved = np.degrees(self._turned[k] or [np.nan])
             fast[str(k)] = {
                 **spread(self._spent[k]),
                 "missed": self._missed[k],
                 "extra": self._extra[k],
-                "median_deg": float(np.median(moved)),
-                "p95_deg": float(np.percentile(moved, 95)),
+                "median_deg": known(np.median(moved)),
+                "p95_deg": known(np.percentile(moved, 95)),
                 "whole_frames": self._looked[k],
             }
         return {"frames": len(self._spent[0]), "faces": self._faces, "whole": spread(self._spent[0]), "fast": fast}
@@ -87,7 +87,12 @@ def since(began: tuple[float, float]) -> tuple[float, float]:
     return (wall - began[0]) * 1e3, (cpu - began[1]) * 1e3
 
 
-def spread(spent: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Median and 95th percentile of the wall's milliseconds, mean of the processor's."""
-    wall, cpu = np.array(spent).T
-    return {"median_ms": float(np.median(wall)), "p95_ms": float(np.percentile(wall, 95)), "cpu_ms": float(cpu.mean())}
+def spread(spent: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """Median and 95th percentile of the wall's milliseconds, mean of the processor's; ``None`` if nothing was timed."""
+    wall, cpu = np.array(spent or [(np.nan, np.nan)]).T
+    return {"median_ms": known(np.median(wall)), "p95_ms": known(np.percentile(wall, 95)), "cpu_ms": known(cpu.mean())}
+
+
+def known(value: float | np.floating) -> float | None:
+    """A figure as JSON can hold it: there is none where nothing was measured."""
+    return None if np.isnan(value) else float(value)

@@ -57,7 +57,7 @@ class Process:
         """
         self.contender, self.threads = contender, threads
         own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed with the process
         self.began = time.perf_counter()
         try:
             self._process = subprocess.Popen(

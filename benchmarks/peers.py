@@ -40,7 +40,7 @@ class Peer:
         """
         Args:
             path: ``.onnx`` of YuNet, SCRFD with five points, or RFB-320, told by its outputs.
-            longest: images are shrunk to this longest side, pixels; RFB-320 has a size of its own.
+            longest: images are shrunk to this longest side, pixels; networks of a fixed size take theirs.
             threads: of the engine, default its own choice.
             engine: ``onnxruntime`` or ``openvino``.
 
@@ -69,12 +69,12 @@ class Peer:
 
     def prepare(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(1, 3, H, W) float32 for the network, and (2,) its pixels per pixel of the (H, W, 3) uint8 BGR image."""
-        if self.network.size:  # it was trained on images stretched to this size
+        if self.network.size and not self.has_points:  # RFB-320 was trained on images stretched to its size
             height, width = self.network.size
             pixels = cv2.resize(image, (width, height))
             scale = np.array([width / image.shape[1], height / image.shape[0]])
         else:
-            pixels, scale = letterbox(image, self._longest, max(STRIDES))
+            pixels, scale = letterbox(image, self._longest, max(STRIDES), fixed=self.network.size)
         return cv2.dnn.blobFromImage(pixels, 1 / self._std, mean=[self._mean] * 3, swapRB=self._rgb), scale
 
     def __call__(self, image: np.ndarray, threshold: float | None) -> list[Found]:

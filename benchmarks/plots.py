@@ -6,16 +6,20 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from img2pose_edge.benchmarks.accuracy import PANS, YAWS
 from img2pose_edge.benchmarks.figures import (
     AFLW_MAE,
     Place,
     Result,
     fastest,
+    finds_most,
     label,
+    missed,
     pan_error,
     precision,
     read,
     whole_call,
+    yaw_error,
 )
 
 try:
@@ -72,7 +76,8 @@ def draw_panel(
     for number, (result, time, value) in enumerate(front, 1):
         above = (-3, 7 * sign - 3)
         axes.annotate(str(number), (time, value), xytext=above, textcoords="offset points", fontsize=7, weight="bold")
-        names.append(f"{number}  {label(result)}, {result['size']}")
+        lost = None if larger_is_better else read(result, missed(place))
+        names.append(f"{number}  {label(result)}, {result['size']}" + (f" ({lost:.0f} missed)" if lost else ""))
     axes.annotate(
         "\n".join(names),
         (0.98, 0.02 if larger_is_better else 0.98),
@@ -157,13 +162,15 @@ def draw_breakdowns(results: Sequence[Result]) -> list[Figure]:
     }
     attributes = {p.replace("_", " "): precision(p) for p in parts if "_px" not in p}
     yaws: dict[str, Place] = {}
-    for low, high in ((0, 30), (30, 60), (60, 90)):
-        yaws[f"AFLW\n{low}-{high}"] = ("accuracy", "aflw2000_subset", f"mae_yaw_{low}_{high}")
-    for low, high in ((0, 30), (45, 60), (75, 90)):
-        yaws[f"P'04\n{low}-{high}"] = pan_error(low, high)
+    for low, high in YAWS:
+        yaws[f"AFLW\n{low}-{high}"] = yaw_error(low, high)
+    for low, high in PANS:
+        if high - low <= 30:  # apart from one another
+            yaws[f"P'04\n{low}-{high}"] = pan_error(low, high)
     palette, number = colors(results), {str(n): whole_call(n) for n in counts}
+    finding = [r for r in chosen if all(finds_most(r, n) for n in counts)]
     plots = [
-        draw_lines(chosen, palette, number, "Whole call by number of faces", "ms", log=True),
+        draw_lines(finding, palette, number, "Whole call by number of faces, of which it finds most", "ms", log=True),
         draw_lines(boxes, palette, sizes, "WIDER FACE subset: AP by size of face, pixels at 640", "AP"),
         draw_lines(chosen, palette, yaws, "AFLW2000-3D subset (three angles), Pointing'04 (yaw)", "error, degrees"),
         draw_lines(boxes, palette, attributes, "WIDER FACE: AP by attribute", "AP"),

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from img2pose_edge.benchmarks.accuracy import SUBSETS, YAWS
 from img2pose_edge.benchmarks.figures import (
     AFLW_MAE,
     Place,
@@ -16,10 +17,13 @@ from img2pose_edge.benchmarks.figures import (
     fastest,
     found_faces,
     label,
+    markdown,
+    missed,
     pan_error,
     precision,
     read,
     whole_call,
+    yaw_error,
 )
 from img2pose_edge.benchmarks.plots import draw_breakdowns, draw_overview
 
@@ -31,9 +35,7 @@ try:
 except ImportError as error:
     raise ImportError('reports need jinja2 and matplotlib: pip install "img2pose-edge[bench]"') from error
 
-SUBSETS = ("easy", "medium", "hard")
-PANS = ((0, 60), (75, 90))
-YAWS = ((0, 30), (30, 60), (60, 90))
+SHOWN_PANS = ((0, 60), (75, 90))
 
 
 def picture(figure: Figure, kind: str) -> bytes:
@@ -62,8 +64,8 @@ def time_cell(result: Result, faces: int | str, threads: int | str, digits: int)
 
 def error_cell(result: Result, place: Place, digits: int) -> str:
     """A mean error, and how many faces it leaves out as they were not found."""
-    missed = read(result, (*place[:2], "missed"))
-    return cell(result, place, digits) + (f" ({missed:.0f} missed)" if missed else "")
+    lost = read(result, missed(place))
+    return cell(result, place, digits) + (f" ({lost:.0f} missed)" if lost else "")
 
 
 def long_row(result: Result) -> dict[str, str]:
@@ -88,12 +90,11 @@ def long_row(result: Result) -> dict[str, str]:
         columns[f"AP {subset}"] = cell(result, precision(subset), 3)
     columns["AFLW MAE"] = cell(result, AFLW_MAE, 2)
     for low, high in YAWS:
-        name = f"yaw_{low}_{high}"
-        count = cell(result, (*AFLW_MAE[:2], f"faces_{name}"), 0)
-        columns[f"AFLW MAE, yaw {low}-{high}"] = f"{cell(result, (*AFLW_MAE[:2], f'mae_{name}'), 2)} (of {count})"
-    columns["AFLW missed"] = cell(result, (*AFLW_MAE[:2], "missed"), 0)
-    for low, high in PANS:
-        columns[f"P'04 yaw, pan {low}-{high}"] = cell(result, pan_error(low, high), 2)
+        count = cell(result, (*AFLW_MAE[:2], f"faces_yaw_{low}_{high}"), 0)
+        columns[f"AFLW MAE, yaw {low}-{high}"] = f"{cell(result, yaw_error(low, high), 2)} (of {count})"
+    columns["AFLW missed"] = cell(result, missed(AFLW_MAE), 0)
+    for low, high in SHOWN_PANS:
+        columns[f"P'04 yaw, pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
     columns["BIWI MAE"] = cell(result, ("accuracy", "biwi", "local_mae"), 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
     return columns
@@ -103,15 +104,15 @@ def short_table(document: dict[str, Any]) -> str:
     """Markdown: of each model and precision its fastest engine, one thread."""
     head = ["", "engine", "MB", "MMACs", "ms, 1 face", "ms, 50 faces", "AP easy / medium / hard", "AFLW MAE"]
     head.append("P'04 yaw, pan 0–60 / 75–90")
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for result in fastest(document["results"]):
         named = f"**{label(result)}**" if result["ours"] else label(result)
         lines.append([named, result["engine"], cell(result, ("bytes",), 2, 1e-6), cell(result, ("macs",), 0, 1e-6)])
         lines[-1] += [time_cell(result, faces, 1, 1) for faces in (1, 50)]
         lines[-1].append(" / ".join(cell(result, precision(s), 3).removeprefix("0") for s in SUBSETS))
         lines[-1].append(error_cell(result, AFLW_MAE, 2))
-        lines[-1].append(" / ".join([cell(result, pan_error(*PANS[0]), 1), error_cell(result, pan_error(*PANS[1]), 1)]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines[-1].append(" / ".join(error_cell(result, pan_error(*pan), 1) for pan in SHOWN_PANS))
+    return markdown(lines)
 
 
 def write_report(document: dict[str, Any], page: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> 
         ``raw_deg``, ``smooth_deg`` (angle), ``raw_px``, ``smooth_px`` (sides of the box); with ``_shake`` behind, from
         the frame-to-frame part alone (:func:`shake`); ``None`` if no face is ever still; ``seconds`` of still faces.
     """
-    length = max(round(STRETCH / float(np.median(np.diff(times)))), 4)
+    interval = float(np.median(np.diff(times))) if len(times) > 1 else math.inf
+    length = max(round(STRETCH / interval), 4)
     names = [f"{which}_{unit}" for which in ("raw", "smooth") for unit in ("deg", "px")]
     rest: dict[str, list[np.ndarray]] = {name: [] for name in names + [f"{name}_shake" for name in names]}
     for start in range(0, len(times) - length + 1, length):
@@ -209,7 +211,8 @@ def clip_jitter(tracked: Sequence[Sequence[TrackedFace]], times: np.ndarray) -> 
                     rest[f"{name}_deg_shake"].append((shake(turned) ** 2).sum(1))
                     rest[f"{name}_px_shake"].append((shake(moved) ** 2).ravel())
     figures = {k: float(np.sqrt(np.concatenate(v).mean())) if v else None for k, v in rest.items()}
-    return {**figures, "seconds": len(rest["raw_deg"]) * length * float(np.median(np.diff(times)))}
+    still = len(rest["raw_deg"])
+    return {**figures, "seconds": still * length * interval if still else 0.0}
 
 
 def turned_from_mean(rotations: np.ndarray) -> np.ndarray:

@@ -14,8 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from img2pose_edge.benchmarks.accuracy import wider_records
 from img2pose_edge.benchmarks.bench import load_before, machine
 from img2pose_edge.benchmarks.fast_path import FastComparison
+from img2pose_edge.benchmarks.figures import markdown
 from img2pose_edge.benchmarks.motion import TURN_SPEED, Motion, Scene, motions
 from img2pose_edge.benchmarks.steadiness import (
     Trace,
@@ -35,7 +37,7 @@ from img2pose_edge.benchmarks.steadiness import (
 
 from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.engines import installed
+from img2pose_edge.engines import choose_engine, installed
 from img2pose_edge.files import write_file
 from img2pose_edge.manifest import default_model
 from img2pose_edge.preprocess import load_image
@@ -61,7 +63,7 @@ TITLES = {
 }
 BUSY = 0.5
 """Load from which times are doubtful."""
-PLACES = {"clips": "six clips", "rendered": "pan and sway"}
+PLACES = {"clips": "clips", "rendered": "pan and sway"}
 TIMES = ("median_ms", "p95_ms", "cpu_ms")
 LINES = (("true", "truth", "k--"), ("raw", "raw", ".-"), ("smooth", "smoothed", "-"))
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -73,13 +75,14 @@ def choose_photos(wider: Path, count: int) -> list[Path]:
 
     Raises:
         FileNotFoundError: if the subset is not there.
-        ValueError: if it has fewer.
+        ValueError: if it has fewer, or is no subset of this project's.
     """
-    listed = wider / "ground_truth.jsonl"
-    if not listed.is_file():
-        raise FileNotFoundError(f"no {listed}: --data names the folder of the evaluation sets")
     suitable = []
-    for record in map(json.loads, listed.read_text(encoding="utf-8").splitlines()):
+    for record in wider_records(wider):
+        if "width" not in record:
+            raise ValueError(
+                f"{wider}: --data names the folder of this project's subsets, whose records tell the width"
+            )
         heights = np.array(record["boxes_xywh"]).reshape(-1, 4)[:, 3] * 640 / record["width"]
         if 1 <= len(heights) <= MOST_FACES and heights.min() >= SMALLEST and record["width"] >= record["height"]:
             suitable.append(wider / record["image"])
@@ -114,10 +117,15 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
     cv2.setNumThreads(threads)
     began, load = datetime.now(timezone.utc), load_before()
     detector = PoseDetector(model, threads=threads)
-    detectors = {"onnxruntime": detector}
-    if installed("openvino"):
+    if detector.model.fixed:
+        raise ValueError(f"{detector.model.path.name} takes one size of input only: crops of videos need others")
+    detectors = {choose_engine("auto", detector.model)[0]: detector}
+    if installed("openvino") and "openvino" not in detectors:
         detectors["openvino"] = PoseDetector(model or default_model("openvino"), "openvino", threads=threads)
-    rendered, moving = measure_rendered(detectors, photos)
+    scenes = {path.name: scene for path in photos if (scene := open_scene(detector, load_image(path)))}
+    if not scenes:
+        raise ValueError(f"{detector.model.path.name} finds no face in any of the photographs")
+    rendered, moving = measure_rendered(detectors, list(scenes.values()))
     watched, seen = measure_clips(detectors, clips)
     return {
         "date": began.isoformat(timespec="seconds"),
@@ -125,7 +133,8 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
         "machine": {**machine(), **load},
         "models": {name: one.model.manifest["name"] for name, one in detectors.items()},
         "sha256": {one.model.path.name: one.model.manifest["sha256"] for one in detectors.values()},
-        "photographs": [path.name for path in photos],
+        "threads": threads,
+        "photographs": list(scenes),
         "rendered": {name: summarize(name, traces) for name, traces in rendered.items()},
         "clips": watched,
         "tracker": time_tracker(detector),
@@ -134,15 +143,12 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
     }
 
 
-def measure_rendered(detectors: dict[str, PoseDetector], photos: Sequence[Path]) -> tuple[Traced, dict[str, Any]]:
+def measure_rendered(detectors: dict[str, PoseDetector], scenes: Sequence[Scene]) -> tuple[Traced, dict[str, Any]]:
     """All motions over photographs: traces by the first detector, and the fast path of each in those that pan."""
     traced: Traced = {motion.name: [] for motion in motions()}
     fast = {name: FastComparison(one, EVERY) for name, one in detectors.items()}
     detector = next(iter(detectors.values()))
-    for seed, path in enumerate(track(photos, "moving over photographs")):
-        scene = open_scene(detector, load_image(path))
-        if scene is None:
-            continue
+    for seed, scene in enumerate(track(scenes, "moving over photographs")):
         for motion in motions():
             images = list(scene.frames(motion, seed))
             traced[motion.name] += [(motion, trace) for trace in follow(detector, scene, motion, images)]
@@ -238,10 +244,8 @@ def series(rendered: Traced) -> dict[str, dict[str, list[float | None]]]:
 # --- tables and plot -----------------------------------------------------------------------------
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, its first row the head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def shown(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def both(figures: dict[str, Any], key: str, digits: int) -> str:
@@ -268,8 +272,7 @@ def tables(document: dict[str, Any]) -> str:
     watched[0] += ["raw px", "smoothed px", "shaking, times less: °", "px"]
     for clip in clips:
         row = [clip["clip"], f"{clip['rate']:g}", *(str(clip[k]) for k in ("lasting", "ids", "switches"))]
-        shown = [clip[k] for k in ("raw_deg", "smooth_deg", "raw_px", "smooth_px")]
-        figures = ["–" if value is None else f"{value:.2f}" for value in shown]
+        figures = [shown(clip[k], 2) for k in ("raw_deg", "smooth_deg", "raw_px", "smooth_px")]
         for unit in ("deg", "px"):
             raw, smooth = (clip[f"{which}_{unit}_shake"] for which in ("raw", "smooth"))
             figures.append("–" if raw is None else f"{raw / smooth:.1f}")
@@ -286,19 +289,20 @@ def tables(document: dict[str, Any]) -> str:
     fast[0] += ["rotation differs, degrees: median", "p95", "frames looked at whole"]
     for where, by_engine in document["fast"].items():
         for engine, found in by_engine.items():
-            times = [f"{found['whole'][k]:.1f}" for k in TIMES]
+            times = [shown(found["whole"][k], 1) for k in TIMES]
             fast.append([PLACES[where], engine, "1", *times, "–", "–", "–", "–", str(found["frames"])])
             for every, row in found["fast"].items():
-                times = [f"{row[k]:.1f}" for k in TIMES]
-                turned = [f"{row[k]:.1f}" for k in ("median_deg", "p95_deg")]
+                times = [shown(row[k], 1) for k in TIMES]
+                turned = [shown(row[k], 1) for k in ("median_deg", "p95_deg")]
                 faces = [f"{row['missed']} of {found['faces']}", str(row["extra"])]
                 fast.append([PLACES[where], engine, every, *times, *faces, *turned, str(row["whole_frames"])])
-    where = document["machine"]
+    where, threads = document["machine"], document["threads"]
     names = ", ".join(f"`{model}` in {engine}" for engine, model in document["models"].items())
     load = where.get("load_before", 0.0)
     measured = (
-        f"{document['date'][:10]}, {where['processor']}, one thread, load {load} before; {names}; "
-        f"{len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces."
+        f"{document['date'][:10]}, {where['processor']}, {threads} thread{'s' * (threads > 1)}, load {load} before; "
+        f"{names}; {len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces; "
+        f"{len(clips)} clips."
     )
     if load > BUSY:
         measured += " The machine was busy with other work: times but the CPU's are too long."

@@ -13,9 +13,12 @@ import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from img2pose_edge.benchmarks.accuracy import Found
 
 CALLS = 3
 """Timed calls of a turn, after one that is not: other contenders ran meanwhile, and their data fill the caches."""
@@ -98,15 +101,21 @@ class Worker:
         for name in sets:
             folder, protocol = SETS[name]
             try:
-                found = protocol(self._opened.detect, Path(data) / folder, problems)
+                found = protocol(self._detect, Path(data) / folder, problems)
                 if found["faces"]:
                     figures[name] = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
             except (OSError, ValueError, ImportError) as error:
                 problems.append(str(error))
             except Exception as error:  # of the model or its engine: another engine may run it
-                problems.append(f"{self._name} on {Path(data) / folder}: {type(error).__name__}: {error}")
+                problems.append(f"{self._name} on {Path(data) / folder}: {error}")
                 failed.append(name)
         return {"accuracy": figures, "problems": problems, "failed": failed}
+
+    def _detect(self, image: np.ndarray, threshold: float | None) -> list[Found]:
+        try:
+            return self._opened.detect(image, threshold)
+        except Exception as error:  # whatever it is, it is not the data's fault
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def _scene(self, faces: int) -> np.ndarray:
         from img2pose_edge.benchmarks.scenes import scene

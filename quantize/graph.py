@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from img2pose_edge.progress import track
-from img2pose_edge.training.checkpoint import load_checkpoint
+from img2pose_edge.training.checkpoint import join_origins, load_checkpoint
 from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
 
@@ -247,7 +247,8 @@ def quantize_checkpoint(
     """
     state, network = load_network(checkpoint)
     graph = calibrated(edge_network(network, state, checkpoint), list(pictures), float_layers)
-    kept = {name: value for name, value in state.items() if name in ("network", "config", "step", "data", "options")}
+    kept = {name: value for name, value in state.items() if name in ("network", "config", "step", "options")}
+    kept |= join_origins([state])
     return {**kept, "weights": graph.state_dict(), "int8": True, "float_layers": list(float_layers)}
 
 

@@ -19,7 +19,7 @@ from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate
 from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
 from img2pose_edge.benchmarks.contenders import Contender, Opened, our_contenders, peer_contenders
-from img2pose_edge.benchmarks.figures import fastest, read, whole_call
+from img2pose_edge.benchmarks.figures import fastest, finds_most, read, whole_call
 from img2pose_edge.benchmarks.head_pose import HeadPoseNetwork, with_points
 from img2pose_edge.benchmarks.latency import ContenderError, Process, time_contenders
 from img2pose_edge.benchmarks.macs import count_macs
@@ -459,6 +459,43 @@ def test_run_bench_without_data_says_so() -> None:
     assert [r["name"] for r in found["results"]] == ["edge-n-int8-ov openvino 320"]
     assert found["results"][0]["accuracy"] == {}
     assert any(line.startswith("accuracy") for line in found["missing"])
+
+
+def test_misses_are_those_of_the_range() -> None:
+    one = result("Peer", 5, 0.7)
+    one["accuracy"]["pointing04"] = {
+        "missed": 9,
+        "yaw_mae_pan_0_60": 6.3,
+        "missed_pan_0_60": 0,
+        "yaw_mae_pan_75_90": 27.1,
+        "missed_pan_75_90": 8,
+    }
+    assert "6.3 / 27.1 (8 missed)" in short_table(document(one))
+
+
+def test_yaws_by_pan_tell_what_each_range_misses(evaluation_data: Path) -> None:
+    figures = evaluate_pointing04(lambda image, threshold: [], evaluation_data / "pointing04", [])
+    missed = {name: int(count) for name, count in figures.items() if name.startswith("missed_")}
+    assert missed["missed_pan_0_60"] + missed["missed_pan_75_90"] == figures["missed"] == figures["faces"] > 0
+
+
+def test_a_table_without_640_takes_the_next_size() -> None:
+    small, large = {**result("edge-n", 2, 0.6), "size": 320}, {**result("edge-n", 4, 0.7), "size": 480}
+    assert fastest([small, large]) == [large]
+
+
+def test_who_does_not_find_the_faces_is_not_timed_by_their_number() -> None:
+    one = result("Peer", 5, 0.7)
+    one["latency"]["1"]["faces"]["1"]["found"] = 0
+    assert not finds_most(one, 1)
+    one["latency"]["1"]["faces"]["1"]["found"] = 1
+    assert finds_most(one, 1)
+
+
+def test_models_that_are_gone_after_the_timing_are_missing_not_fatal(tmp_path: Path) -> None:
+    gone, missing = Contender("x", True, str(tmp_path / "x.onnx"), "onnxruntime", "fp32", 640, "own"), list[str]()
+    assert weigh(gone, missing) == {"bytes": None, "macs": None, "sha256": {}}
+    assert "x.onnx" in missing[0]
 
 
 def test_misses_and_other_pictures_are_told() -> None:

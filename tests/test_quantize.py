@@ -41,7 +41,7 @@ from torch.fx import GraphModule, Node
 
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
-from img2pose_edge.manifest import sha256
+from img2pose_edge.manifest import find_model, sha256
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
@@ -360,7 +360,11 @@ def test_sensitivity_names_the_layers(
     cv2.imwrite(str(tmp_path / "a.png"), astronaut)
     arguments = ["sensitivity", "--checkpoint", str(CHECKPOINT), "--images", str(tmp_path), "--count", "1"]
     assert main(arguments) == 0
-    assert f"{found[0].layer:24}"[:12] in capsys.readouterr().out
+    head, first, *rest = capsys.readouterr().out.splitlines()
+    (worst, *_) = sensitivities(CHECKPOINT, [letterbox(astronaut, 640, 64)[0]])
+    assert head.split() == ["layer", "score", "centre", "size", "angle"]
+    assert (first.split()[0], first.split()[-1]) == (worst.layer, f"{worst.angle:.3f}°")
+    assert len(rest) == 50
 
 
 def test_tflite_is_int8_inside(artefacts: dict[tuple[str, str], Path]) -> None:
@@ -493,9 +497,14 @@ def test_a_graph_that_learns_rounds_as_int8(pictures: list[np.ndarray]) -> None:
         torch.testing.assert_close(rounding.scale, 4 * before[f"{convolution.args[1].target}.scale"])
 
 
-@pytest.mark.parametrize("model", ["edge-n-int8", "edge-n-int8-ov", "edge-n-int8-640x480"])
-def test_bundled_int8_models_are_the_committed_checkpoint(model: str, astronaut: np.ndarray) -> None:
-    graph = load_quantized(CHECKPOINT.with_name("edge-n-int8.pt"))[2]
+@pytest.mark.parametrize("suffix", ["", "-ov", "-640x480"])
+@pytest.mark.parametrize("network", ["edge-n", "edge-s"])
+def test_bundled_int8_models_are_the_committed_checkpoint(network: str, suffix: str, astronaut: np.ndarray) -> None:
+    state, _, graph = load_quantized(CHECKPOINT.with_name(f"{network}-int8.pt"))
+    model = f"{network}-int8{suffix}"
+    ours, of_float = find_model(model).manifest, find_model(network).manifest
+    assert (ours["data"], ours["licence"]) == (of_float["data"], of_float["licence"])
+    assert (state["data"], state["licence"]) == (ours["data"], ours["licence"])
     detector = PoseDetector(model)
     found = compare(torch_detector(graph, detector.model.path), detector, [astronaut])
     assert (found.faces, found.alone) == (1, 0)

@@ -45,6 +45,8 @@ def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.training.checkpoint import save_checkpoint
 
     check_writable(options.out)
+    if options.out.resolve() == options.checkpoint.resolve():
+        raise ValueError(f"--out {options.out} is the checkpoint itself, whose float weights would be lost")
     state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers)
     save_checkpoint(state, options.out)
     print(options.out)

@@ -71,6 +71,8 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError("--biwi-frames is for --biwi, which is not given")
     if options.multi_scale and options.input_size and not any((options.data, options.aflw2000, options.biwi)):
         raise ValueError("--multi-scale has sizes of its own: leave out --input-size")
+    if options.score_threshold is not None and not options.data:
+        raise ValueError("--score-threshold has no effect on AP, AFLW2000-3D and BIWI as published: leave it out")
     changed = [n for n in ("input_size", "score_threshold", "nms_iou") if getattr(options, n) is not None]
     if options.write_manifest and changed:
         named = ", ".join(f"--{n.replace('_', '-')}" for n in changed)
