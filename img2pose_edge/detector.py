@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
@@ -169,11 +170,17 @@ class PoseDetector:
             options: of :meth:`detect`.
 
         Raises:
-            FileNotFoundError, ValueError: if it cannot be opened, holds no frames, breaks off or changes its size; if
-                ``fast`` is wrong.
+            FileNotFoundError, ValueError, TypeError: at once, if it cannot be opened, ``fast`` is wrong or an option
+                unknown; later, if it holds no frames, breaks off or changes its size.
         """
+        inspect.signature(self.detect).bind(None, **options)
         crops = FastDetector(self, fast) if fast else None
-        with source if isinstance(source, Source) else Source(source) as frames:
+        return self._stream(source if isinstance(source, Source) else Source(source), crops, options)
+
+    def _stream(
+        self, source: Source, crops: FastDetector | None, options: dict[str, Any]
+    ) -> Iterator[tuple[Frame, Faces]]:
+        with source as frames:
             for frame in frames:
                 if crops:
                     yield frame, crops.detect(frame.image, frame.time, **options)

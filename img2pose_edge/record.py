@@ -77,6 +77,7 @@ def record(
     outputs: _Outputs | None = None
     looked = Looked([], [], None)
     frames = found = 0
+    begins = 0.0
     with source, ExitStack() as opened:
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
@@ -93,12 +94,14 @@ def record(
                     looked = _look(frame, detector, crops, tracker, calibration)
                     found += len(looked.faces)
                 if outputs is None:
+                    # A camera takes its time to begin, and the film shall not begin with nothing.
+                    begins = frame.time if source.live else 0.0
                     outputs = opened.enter_context(_Outputs(film, tables, frame.image.shape[:2], source, sound))
                 if new:
                     outputs.tell(looked, frame.name or source.name, frame)
                     for call in send:
                         call(looked.faces, looked.ids)
-                outputs.show(looked, frame)
+                outputs.show(looked, frame, frame.time - begins)
                 frames += 1
         except KeyboardInterrupt:
             return Recorded(frames, found, True)
@@ -149,9 +152,9 @@ class _Outputs:
         for table in self._tables:
             table.write(looked.faces, name, frame.index, frame.time, looked.ids)
 
-    def show(self, looked: Looked, frame: Frame) -> None:
+    def show(self, looked: Looked, frame: Frame, moment: float) -> None:
         if self._video:
-            self._video.write(_drawn(frame.image, looked.seen, looked.ids), frame.time)
+            self._video.write(_drawn(frame.image, looked.seen, looked.ids), moment)
 
     def __enter__(self) -> _Outputs:
         return self

@@ -57,7 +57,7 @@ class OpenTrackSender:
     def __init__(self, address: str) -> None:
         """
         Args:
-            address: ``HOST:PORT``; an IPv6 host in brackets.
+            address: ``HOST:PORT``; an IPv6 host in brackets. It may be that of all on a network (broadcast).
 
         Raises:
             ValueError: if it is none.
@@ -66,6 +66,7 @@ class OpenTrackSender:
         host, port = parse_address(address)
         found = find_host(host, port)
         self._socket, self._target = socket.socket(found[0], socket.SOCK_DGRAM), found[4]
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         self._lossy = Lossy(address)
 
     def send(self, face: Face) -> None:
@@ -146,7 +147,7 @@ class OscSender:
             raise ImportError("OSC needs python-osc: pip install 'img2pose-edge[osc]'") from error
         found = find_host(host, port)[4][0]
         # A name would be looked up for each datagram; but a link-local address says more than what is found for it.
-        self._client = SimpleUDPClient(host if "%" in host else found, port)
+        self._client = SimpleUDPClient(host if "%" in host else found, port, allow_broadcast=True)
         self._lossy = Lossy(address)
 
     def send(self, faces: Sequence[Face], ids: Sequence[int] | None = None) -> None:
@@ -232,7 +233,7 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         ValueError: if it is not of this form.
     """
-    host, _, port = address.rpartition(":")
+    host, _, port = str(address).rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     if not bare or (":" in bare) != host.startswith("[") or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"an address is HOST:PORT, as 127.0.0.1:4242 or [::1]:4242, got {address!r}")

@@ -115,6 +115,7 @@ class PoseTracker:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         self.sure_score, self.patience = sure_score, patience
         self._settings = min_cutoff, speed_slope, speed_cutoff
+        self._next_id = 0
         self.reset()
 
     @property
@@ -122,12 +123,12 @@ class PoseTracker:
         """What faces to ask a detector for: a face once sure may be followed down to half that score."""
         return self.sure_score / 2
 
-    def reset(self) -> None:
-        """Forget all faces and the time; ids start again at 0."""
+    def reset(self, *, ids_go_on: bool = False) -> None:
+        """Forget all faces and the time; ids start again at 0, or go on where they were."""
         self._filter = PoseFilter(*self._settings)
         self._tracks: list[Track] = []
         self._time = -math.inf
-        self._next_id = 0
+        self._next_id = self._next_id if ids_go_on else 0
         self._camera = np.eye(3)
 
     def update(self, faces: Sequence[Face], time: float, *, predicted: bool = False) -> list[TrackedFace]:
@@ -198,7 +199,9 @@ class PoseTracker:
         if not self._tracks:
             return [], []
         with np.errstate(over="ignore", invalid="ignore"):  # a face predicted beside the camera matches nothing
-            expected = self._filter.expected_boxes(np.array([track.box for track in self._tracks]), time)
+            # Where a face has gone in a longer gap nobody knows: most likely nowhere far.
+            moment = min(time, self._time + self.patience)
+            expected = self._filter.expected_boxes(np.array([track.box for track in self._tracks]), moment)
             alike = (self._filter.measured[:, :4] @ states[:, :4].T) ** 2
             similarity = pairwise_iou(expected, boxes) * alike
             recent = (self._filter.seen == self._time)[:, None]

@@ -42,8 +42,8 @@ RAW = (".h264", ".264", ".hevc", ".h265", ".mjpeg", ".mjpg")
 """Files without a clock; FFmpeg takes them for 25 frames a second."""
 FASTEST = 240.0
 """Frames a second that are believed."""
-COUNTED = (".avi", ".m4v", ".mov", ".mp4")
-"""Files that hold the number of their frames; that of others is an estimate, from their times."""
+COUNTED = (".avi",)
+"""Files that hold the number of the frames that they show; others count hidden ones, too, or it is an estimate."""
 STALLED = 2.0
 """Seconds that a source which is closed may take for the frame it is reading."""
 LEAST_SHARE = 0.9
@@ -99,7 +99,7 @@ class Source:
         Args:
             source: file, folder of images (by name, ``2.png`` before ``10.png``), address (``rtsp://``, ``http://``
                 …), number or device (``/dev/v4l/by-id/…``) of a camera, or a GStreamer pipeline that ends in
-                ``appsink``.
+                ``appsink``, which counts as live, also where it reads a file.
             rate: frames a second of a folder (default: 25) or of a raw stream (``.h264`` …), and what a camera is
                 asked for; others have times of their own.
             camera_size: width and height that a camera is asked for; it may give others, which is logged.
@@ -143,7 +143,20 @@ class Source:
         else:
             self._open(camera, path, rate, camera_size)
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(1 if self.live else AHEAD)
-        self._thread = threading.Thread(target=self._read, name=f"reading {self.name}", daemon=True)
+        self._reader = _Reader(
+            self.name,
+            self._address,
+            self._capture,
+            self._paths,
+            self.live,
+            self._endless,
+            self.rate,
+            self._rate is not None,
+            self.frames,
+            self._stop,
+            self._frames,
+        )
+        self._thread = threading.Thread(target=self._reader.read, name=f"reading {self.name}", daemon=True)
         # Also where nobody closes it: a thread within OpenCV does not survive the interpreter's end.
         self._end = weakref.finalize(self, end_reading, self._thread, self._stop)
         self._thread.start()
@@ -195,7 +208,7 @@ class Source:
     def close(self) -> None:
         """Stop reading and let the source go; one that hangs in a camera's driver goes when that answers."""
         self._end()
-        self._drop()
+        self._reader.drop()
         with suppress(queue.Full):
             self._frames.put_nowait(None)  # for whoever waits
 
@@ -229,76 +242,98 @@ class Source:
             if path.samefile(self._address):
                 raise ValueError(f"{path} is the source, and would be overwritten")
 
-    # --- the reading thread --------------------------------------------------------------------------
 
-    def _read(self) -> None:
+@dataclass
+class _Reader:
+    """What the reading thread knows of a source. It holds nothing of the :class:`Source` itself, so that one that
+    nobody closes ends when nobody holds it any more."""
+
+    name: str
+    address: str
+    capture: cv2.VideoCapture | None
+    paths: list[Path]
+    live: bool
+    endless: bool
+    rate: float
+    raw: bool
+    frames: int | None
+    stop: threading.Event
+    queue: queue.Queue[Frame | Exception | None]
+
+    def read(self) -> None:
         try:
-            for frame in self._images() if self._paths else self._grab():
+            for frame in self._images() if self.paths else self._grab():
                 self._put(frame)
-                if self._stop.is_set():
+                if self.stop.is_set():
                     return
             self._put(None)
         except Exception as error:  # told to whoever asks for the next frame
             self._put(error)
         finally:
-            if self._capture:
-                self._capture.release()
+            if self.capture:
+                self.capture.release()
 
     def _images(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
+        for index, path in enumerate(self.paths):
             yield Frame(load_image(path), index, index / self.rate, str(path))
 
     def _grab(self) -> Iterator[Frame]:
-        assert self._capture
+        assert self.capture
         began, last = time.perf_counter(), -1.0  # the other clock has ticks of 16 ms on Windows
         index = 0
-        sizes = iter(()) if self.live else coded_sizes(Path(self._address))
+        ticking = False  # whether the file's clock has moved with the last frame
+        sizes = iter(()) if self.live else coded_sizes(Path(self.address))
         first = size = next(sizes, None)
-        while not self._stop.is_set():
-            taken, image = self._capture.read()
+        while not self.stop.is_set():
+            taken, image = self.capture.read()
             if not taken:
                 break
             if size and first and size != first:
                 raise ValueError(changed(self.name, index, size, first))
             if self.live:
                 moment = max(time.perf_counter() - began, last + 1e-6)
+            elif self.raw:
+                moment = index / self.rate
             else:
-                moment = index / self._rate if self._rate else self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-                if moment <= last:  # containers without a clock say 0 for every frame
-                    moment = round(last + 1 / self.rate, 9) if last >= 0 else 0.0
+                moment = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+                # Containers without a clock say 0 for every frame. A time that is told twice is put before the next.
+                stuck, step = moment <= last, (0.5 if ticking else 1.0) / self.rate
+                ticking = not stuck and last >= 0
+                if stuck:
+                    moment = round(last + step, 9) if last >= 0 else 0.0
             yield Frame(_three_channels(image), index, moment)
             index, last = index + 1, moment
             size = next(sizes, size)
             first = first or size
-        if self._stop.is_set() or not index:
+        if self.stop.is_set() or not index:
             return
-        if self._endless:
+        if self.endless:
             raise ValueError(f"{'camera ' * self.name.isdigit()}{self.name} gives no more frames")
-        if is_open_gif(Path(self._address)):
+        if is_open_gif(Path(self.address)):
             logger.warning("%s ends after %d frames, but not as a GIF does: it may have been cut off", self.name, index)
         # The number of frames counts those that are not shown, too; the duration does not, but holds a long last frame.
-        whole = shown_seconds(Path(self._address))
+        whole = shown_seconds(Path(self.address))
         share = max(index / (self.frames or index), (last * self.rate + 1) / (whole * self.rate) if whole else 0.0)
         missing = round((1 - share) / share * index)
         if share < LEAST_SHARE or missing > FEW:
             what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
             if share < LEAST_SHARE and (whole or self.name.lower().endswith(COUNTED)):
                 raise ValueError(what)
-            logger.warning("%s", what)
+            logger.warning("%s%s", what, "" if whole else " (or it does not show them all: PyAV would tell)")
 
     def _put(self, item: Frame | Exception | None) -> None:
-        while not self._stop.is_set():
-            if self.live and isinstance(item, Frame) and self._frames.full():
-                self._drop()  # an older frame that nobody asked for
+        while not self.stop.is_set():
+            if self.live and isinstance(item, Frame) and self.queue.full():
+                self.drop()  # an older frame that nobody asked for
             try:
-                self._frames.put(item, timeout=0.1)
+                self.queue.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         with suppress(queue.Empty):
-            self._frames.get_nowait()
+            self.queue.get_nowait()
 
 
 def end_reading(thread: threading.Thread, stop: threading.Event) -> None:
@@ -331,7 +366,8 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
     """Width and height in which each frame of a file is coded, where known; none of what is no file, or without PyAV.
 
     OpenCV stretches frames of another size to the first one, and does not tell. Sizes change at key frames, which are
-    all that is decoded here; those of motion JPEG, which has no others, tell it themselves.
+    all that is decoded here; those of motion JPEG, which has no others, tell it themselves. Not known of other codecs
+    that have no others, such as ProRes.
     """
     if not os.path.isfile(path):  # a pipeline may be too long for a path of pathlib's
         return
@@ -342,6 +378,8 @@ def coded_sizes(path: Path) -> Iterator[tuple[int, int] | None]:
     with suppress(av.FFmpegError, IndexError), av.open(os.path.abspath(path)) as container:
         context = container.streams.video[0].codec_context
         context.thread_count = 1
+        if context.codec.intra_only and context.name != "mjpeg":  # decoding them all would take as long as reading
+            return
         size = None
         for packet in container.demux(video=0):
             if packet.is_keyframe:

@@ -212,6 +212,19 @@ def test_mistakes_are_named(
     assert message in capsys.readouterr().err
 
 
+def test_drawings_of_last_time_are_no_photographs(folder: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos)
+    drawn, found = photos / "drawn", tmp_path / "found.json"
+    for _ in range(2):
+        main(["detect", str(photos), "--draw", str(drawn), "--json", str(found)])
+    assert not [entry for entry in json.loads(found.read_text()) if "drawn" in entry["image"]]
+    count = len(list(drawn.iterdir()))
+    assert count >= 1
+    assert main(["detect", str(drawn), "--json", str(found)]) == 0, "unless they are asked for"
+    assert len(json.loads(found.read_text())) == count
+
+
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--out", str(tmp_path / "demo.png")]) == 0
     assert cv2.imread(str(tmp_path / "demo.png")).shape == (512, 512, 3)

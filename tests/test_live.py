@@ -386,6 +386,13 @@ def test_requests_are_bounded_in_rate(client: TestClient, monkeypatch: pytest.Mo
         limit.check("one")
     with pytest.raises(Exception, match="too many requests"):
         limit.check("one")
+    answered = 0
+    for _ in range(200):  # ten a second for twenty seconds: half of them are answered, not none
+        now[0] += 0.1
+        with suppress(security.HTTPException):
+            limit.check("one")
+            answered += 1
+    assert 95 <= answered <= 105
     monkeypatch.undo()
     monkeypatch.setattr(security, "PER_SECOND", 1e-9)
     answers = [client.post("/settings", json={}) for _ in range(security.BURST + 1)]
@@ -770,6 +777,95 @@ def test_crops_begin_anew_with_other_settings(even: type[Camera], looked_at: lis
             assert {name for name, *_ in looked_at[-3:]} == {model}
 
 
+def test_who_is_followed_keeps_the_number_when_settings_change(even: type[Camera], portrait: np.ndarray) -> None:
+    even.image = np.full_like(portrait, 127)
+    two = portrait.copy()
+    two[:, 400:620] = portrait[:, 110:330]
+    detector = SharedDetector("edge-n-int8", threads=1, smooth=True)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        even.image = portrait
+        (first,) = until(socket, lambda m: len(m["faces"]) == 1)["faces"]
+        even.image = two
+        before = until(socket, lambda m: len(m["faces"]) == 2)["faces"]
+        where = {face["id"]: face["box"][0] for face in before}
+        assert where[first["id"]] == pytest.approx(first["box"][0], abs=3)
+        client.post("/settings", json={"score_threshold": 0.4})
+        after = until(socket, lambda m: m["settings"]["score_threshold"] == 0.4 and len(m["faces"]) == 2)["faces"]
+        assert {face["id"]: face["box"][0] for face in after} == pytest.approx(where, abs=3)
+        client.post("/settings", json={"smooth": False})
+        until(socket, lambda m: not m["settings"]["smooth"])
+        client.post("/settings", json={"smooth": True})
+        anew = until(socket, lambda m: m["settings"]["smooth"] and len(m["faces"]) == 2)["faces"]
+        assert not {face["id"] for face in anew} & where.keys(), "not known to be the same"
+
+
+def test_nothing_is_encoded_that_nobody_sees(even: type[Camera], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2pose_edge.live.capture.encode", lambda image: pytest.fail("nobody looks"))
+    frames: list[int] = []
+    done = threading.Event()
+
+    def send(faces: Any, ids: Any) -> None:
+        frames.append(len(faces))
+        if len(frames) == 4:
+            done.set()
+
+    capture = Capture(0, SharedDetector("edge-n-int8", threads=1), [send])
+    with TestClient(server.make_app(capture), base_url=HERE):
+        assert done.wait(20)
+    assert capture._shot is None
+
+
+def test_a_picture_that_is_held_is_sent_again(
+    tmp_path: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("img2pose_edge.live.capture.HOLD", 0.1)
+    monkeypatch.setattr(server, "STALLED", 0.8)
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / name).write_bytes(photo)
+    with (
+        TestClient(server.make_app(Capture(str(tmp_path), detector, rate=0.3)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        messages = [next_message(socket) for _ in range(6)]
+    assert {m["type"] for m in messages} == {"frame"}, "it is not said to be stuck"
+    assert {m["time"] for m in messages} == {0.0}
+
+
+def test_a_path_is_not_told(tmp_path: Path, detector: SharedDetector) -> None:
+    with (
+        TestClient(server.make_app(Capture(str(tmp_path / "gone.mp4"), detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        message = next_message(socket)
+    assert message["type"] == "trouble"
+    assert "gone.mp4" in message["message"]
+    assert str(tmp_path) not in message["message"]
+
+
+def test_tokens_may_be_chosen(monkeypatch: pytest.MonkeyPatch, clip: Path, capsys: Any) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
+    asked = ["live", "--source", str(clip), "--port", "0"]
+    assert main([*asked, "--token", "a-token-of-my-own"]) == 0
+    assert capsys.readouterr().out.strip().endswith("?token=a-token-of-my-own")
+    monkeypatch.setenv("IMG2POSE_EDGE_TOKEN", "0123456789abcdef")
+    assert main([*asked, "--host", "0.0.0.0"]) == 0
+    assert capsys.readouterr().out.strip().endswith("?token=0123456789abcdef")
+    for wrong in ("short", "with spaces and more", "with&signs=and-more"):
+        assert main([*asked, "--token", wrong]) == 1
+        assert "a token is at least 16" in capsys.readouterr().err
+
+
+def test_every_address_means_both_kinds() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this system has no IPv6")
+    with command.listen("::", 0) as listener:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, listener.getsockname()[1]), 5).close()
+
+
 def test_poses_are_sent_though_nobody_looks(camera: type[Camera], detector: SharedDetector) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
         listening.bind(("127.0.0.1", 0))
@@ -912,7 +1008,7 @@ def test_only_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch, clip: Pat
 
 def test_options_are_the_first_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[SharedDetector] = []
-    monkeypatch.setattr(command, "serve", lambda source, detector, *_: served.append(detector))
+    monkeypatch.setattr(command, "serve", lambda source, detector, *_, **__: served.append(detector))
     assert main(["live", "--model", "edge-n"]) == 0
     assert main(["live", "--model", "edge-n", "--smooth", "--fast", "7", "--input-size", "320"]) == 0
     plain, chosen = (detector.settings for detector in served)

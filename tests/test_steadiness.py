@@ -241,7 +241,7 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path, document: dict[s
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steadiness", "--data", str(tmp_path), "--report", str(tmp_path / "a.md")]) == 1
-    assert "ground_truth.jsonl: --data names the folder of the evaluation sets" in capsys.readouterr().err
+    assert "ground_truth.jsonl" in capsys.readouterr().err
     assert main(["steadiness", "--data", str(tmp_path), "--report", str(tmp_path / "a.html")]) == 1
     assert "must end in .md" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -268,6 +268,27 @@ def test_frames_further_apart_than_patience_keep_ids(interval: float) -> None:
     assert tracker.update([], 7 * interval, predicted=True) == [], "now it was unseen for longer"
 
 
+@pytest.mark.parametrize("gap", [5.0, 60.0])
+@pytest.mark.parametrize("speed", [0.0, 30.0])
+def test_a_face_that_is_there_again_after_a_pause_keeps_its_id(gap: float, speed: float) -> None:
+    """A stream that stalls, a computer that sleeps: nobody knows how a face went on, so it is looked for nearby."""
+    for seed in range(20):
+        rng, tracker = np.random.default_rng(seed), PoseTracker()
+        for k in range(60):
+            tracker.update(see_noisy(rng, np.array([[200 + speed * k / 30, 240]]), 60, np.zeros((1, 3))), k / 30)
+        back = see_noisy(rng, np.array([[200 + speed * 2, 240]]), 60, np.zeros((1, 3)))
+        assert one(tracker.update(back, 59 / 30 + gap)).id == 0
+
+
+def test_ids_may_go_on_where_all_faces_are_others() -> None:
+    tracker, face = PoseTracker(), see([320, 240], 60, [0, 0, 0])
+    assert one(tracker.update(face, 5.0)).id == 0
+    tracker.reset(ids_go_on=True)
+    assert one(tracker.update(face, 0.0)).id == 1
+    tracker.reset()
+    assert one(tracker.update(face, 0.0)).id == 0
+
+
 def test_a_new_person_gets_a_new_id() -> None:
     tracker = PoseTracker()
     first = see([150, 240], 60, [0, 0, 0])

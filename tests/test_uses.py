@@ -705,6 +705,13 @@ def test_opentrack_stays_with_the_head_it_follows(listener: socket.socket, monke
         assert sent(send, [first], None) is first, "without ids, the best"
 
 
+def test_all_of_a_network_may_listen() -> None:
+    with OpenTrackSender("255.255.255.255:4242") as sender:
+        assert sender._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
+    with OscSender("255.255.255.255:9000") as osc:
+        assert osc._client._sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
+
+
 def test_a_network_that_is_away_is_told_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     class Away:
         def sendto(self, *_: object) -> None:
@@ -787,6 +794,8 @@ def test_addresses() -> None:
     for wrong in ("4242", "host", "host:", ":4242", "host:x", "host:0", "host:65536", "::1:4242", "[]:4242"):
         with pytest.raises(ValueError, match="an address is HOST:PORT"):
             parse_address(wrong)
+    with pytest.raises(ValueError, match="an address is HOST:PORT"):
+        OpenTrackSender(("127.0.0.1", 4242))  # type: ignore[arg-type]
     with pytest.raises(OSError, match=r"host a\.\.b is not known"):
         OpenTrackSender("a..b:4242")
     with pytest.raises(ValueError, match="an address is HOST:PORT"), senders.open_senders("", None):

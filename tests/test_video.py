@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -149,7 +150,10 @@ def test_no_secret_of_an_address_is_told(address: str, told: str) -> None:
     assert without_password(address) == told
 
 
-def test_a_trimmed_video_ends_where_it_should(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("pyav", [True, False])
+def test_a_trimmed_video_ends_where_it_should(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, pyav: bool
+) -> None:
     """As ``ffmpeg -ss 1.5 -c copy`` and telephones trim: frames from the key frame before are kept, but not shown."""
     whole, trimmed = tmp_path / "whole.mp4", tmp_path / "trimmed.mp4"
     with av.open(str(whole), "w") as container:
@@ -165,10 +169,12 @@ def test_a_trimmed_video_ends_where_it_should(tmp_path: Path, caplog: pytest.Log
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, copied
                 target.mux(packet)
+    if not pyav:
+        monkeypatch.setitem(sys.modules, "av", None)
     with Source(trimmed) as frames:
         assert frames.frames == 120
         assert len(list(frames)) == 75
-    assert caplog.text == ""
+    assert ("PyAV would tell" in caplog.text) != pyav
 
 
 @pytest.mark.parametrize(("share", "told"), [(1.0, ""), (1.1, ""), (1.2, "ends after 30 of 36 frames")])
@@ -201,7 +207,8 @@ def test_a_short_video_that_lacks_little_is_broken_off_all_the_same(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Source, "_open", promise(34))
-    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: None)
+    rate = cv2.VideoCapture(str(clip)).get(cv2.CAP_PROP_FPS)
+    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: 34 / rate)
     with Source(clip) as source, pytest.raises(ValueError, match="ends after 30 of 34 frames"):
         list(source)
 
@@ -227,6 +234,36 @@ def test_a_source_that_was_read_ends_again(clip: Path) -> None:
     with Source(clip) as source:
         assert len(list(source)) == 30
         assert list(source) == []
+
+
+def test_a_source_that_nobody_closes_ends_with_its_last_reference(tmp_path: Path) -> None:
+    for number in range(9):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((32, 32, 3), np.uint8))
+    source = Source(tmp_path)
+    next(iter(source))
+    thread = source._thread
+    del source
+    gc.collect()
+    assert not thread.is_alive()
+
+
+def test_times_that_are_told_twice_do_not_shift_those_behind(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0, 40, 40, 80, 120, 160, 200, 200, 240, 280])
+
+    class Clock(cv2.VideoCapture):
+        def get(self, what: int) -> float:
+            return float(next(times)) if what == cv2.CAP_PROP_POS_MSEC else super().get(what)
+
+        def read(self, *_: Any) -> tuple[bool, np.ndarray]:
+            self.taken = getattr(self, "taken", 0) + 1
+            return self.taken <= 10, np.zeros((48, 64, 3), np.uint8)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Clock)
+    monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: None)
+    with Source(clip) as source:
+        half = 0.5 / source.rate
+        moments = [frame.time for frame in source]
+    assert moments == pytest.approx([0, 0.04, 0.04 + half, 0.08, 0.12, 0.16, 0.2, 0.2 + half, 0.24, 0.28])
 
 
 def test_leaving_early_ends_the_thread(clip: Path) -> None:

@@ -16,8 +16,12 @@ from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 from img2pose_edge.progress import track
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
+def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Path]:
     """Image files named by paths, folders (searched below) and globs, in order, without repeats.
+
+    Args:
+        patterns: what to look for.
+        without: a folder; where it lies below one that is searched, what it holds is left out.
 
     Raises:
         FileNotFoundError: for a folder without images, or a pattern that matches nothing.
@@ -26,7 +30,9 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if is_image(p))
+            inner = without and without.resolve()
+            hidden = inner if inner and path.resolve() in inner.parents else None
+            matches = [p for p in sorted(path.rglob("*")) if is_image(p) and hidden not in p.resolve().parents]
             if not matches:
                 raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
         elif path.exists() or not glob.has_magic(pattern):

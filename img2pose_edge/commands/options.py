@@ -48,6 +48,9 @@ def camera_size(text: str) -> tuple[int, int]:
 
 
 def add_frame_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate", type=float, metavar="FPS", help="of a folder of images (default: 25), a raw stream (.h264), a camera"
+    )
     parser.add_argument("--camera-size", type=camera_size, metavar="WxH", help="what a camera is asked for: 1280x720")
     parser.add_argument("--smooth", action="store_true", help="track faces: ids, and poses without jitter")
     parser.add_argument(

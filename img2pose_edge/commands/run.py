@@ -50,7 +50,7 @@ def detect(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.look import look
 
-    paths = find_images(options.paths)
+    paths = find_images(options.paths, options.draw)  # drawings of last time are no photographs
     alone = len(paths) == 1
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"--draw {options.draw} is one file but there are {len(paths)} images: name a folder")
@@ -159,7 +159,16 @@ def live(options: argparse.Namespace) -> int:
         **detector_options(options), smooth=options.smooth, fast=options.fast, calibration=calibration
     )
     with open_senders(options.opentrack, options.osc) as send:
-        serve(options.source, detector, options.host, options.port, send, options.camera_size)
+        serve(
+            options.source,
+            detector,
+            options.host,
+            options.port,
+            send=send,
+            rate=options.rate,
+            camera_size=options.camera_size,
+            token=options.token,
+        )
     return 0
 
 
@@ -194,9 +203,6 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--csv", type=Path, metavar="OUT.csv", help="a row for each face of each frame")
     p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     p.add_argument("--every", type=int, default=1, metavar="N", help="look at one of N frames")
-    p.add_argument(
-        "--rate", type=float, metavar="FPS", help="of a folder of images (default: 25), a raw stream (.h264), a camera"
-    )
     add_frame_options(p)
     add_sender_options(p)
     add_detector_options(p)
@@ -211,6 +217,11 @@ def add_commands(commands: Any) -> None:
     )
     p.add_argument("--host", default="127.0.0.1", help="where to listen; beyond loopback a token is asked for")
     p.add_argument("--port", type=int, default=8000)
+    p.add_argument(
+        "--token",
+        default=os.environ.get("IMG2POSE_EDGE_TOKEN"),
+        help="what is asked for, at least 16 letters (default: IMG2POSE_EDGE_TOKEN, else a new one each time)",
+    )
     add_frame_options(p)
     add_sender_options(p)
     add_detector_options(p)

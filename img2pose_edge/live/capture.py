@@ -16,8 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from img2pose_edge.live.shared import SharedDetector
+from img2pose_edge.live.shared import SharedDetector, Stream
 from img2pose_edge.senders import Send
+from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Source, is_camera, without_password
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ RETRY = 2.0
 """Seconds after which a camera that is gone is tried again."""
 LINGER = 5.0
 """Seconds that the camera stays open when nobody looks."""
+HOLD = 1.0
+"""Seconds after which a picture of a file that is still shown is sent again."""
 LONGEST = 1280
 """Pixels of the longest side of pictures sent: the page's, whatever the camera's."""
 QUALITY = 80
@@ -60,22 +63,24 @@ class Capture:
         source: str | int,
         detector: SharedDetector,
         send: Sequence[Send] = (),
+        rate: float | None = None,
         camera_size: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
-            source: as :class:`~img2pose_edge.video.Source` takes it.
+            source, rate, camera_size: as :class:`~img2pose_edge.video.Source` takes them.
             detector: what finds the faces.
             send: called with the faces of each frame.
-            camera_size: width and height that a camera is asked for.
         """
         self.send = send
-        self.camera_size = camera_size
+        self.rate, self.camera_size = rate, camera_size
         self.source = source
         self.detector = detector
         self.name = source_name(str(source))
         self.watchers = 0
         self._last_look = -LINGER
+        self._trouble = ""
+        self._tracker: PoseTracker | None = None
         self._shot: Shot | None = None
         self._number = 0
         self._stop = threading.Event()
@@ -118,37 +123,42 @@ class Capture:
         return looked_at and not self._stop.is_set()
 
     def _run(self) -> None:
-        told = ""
         while not self._stop.is_set():
             if not self._wanted:
                 self._shot = None  # whoever comes next shall not see an old picture
                 self._stop.wait(0.1)
                 continue
             try:
-                with Source(self.source, camera_size=self.camera_size) as source:
+                with Source(self.source, self.rate, self.camera_size) as source:
                     self._show(source)
-                trouble = ""
             except Exception as error:  # of cameras, drivers, engines: told, and tried again
-                trouble = without_password(str(error))
-            if trouble:
-                if trouble != told:
+                # Where a file lies is nobody's business.
+                trouble = without_password(str(error).replace(str(self.source), self.name))
+                if trouble != self._trouble:
                     logger.warning("%s", trouble)
-                told = trouble
+                self._trouble = trouble
                 self._publish({"type": "trouble", "message": f"{trouble}; trying again every {RETRY:.0f} s"})
                 self._stop.wait(RETRY)
 
     def _show(self, source: Source) -> None:
         opened = time.monotonic()
         period, last = 0.0, opened
-        stream = self.detector.stream()
+        shown: tuple[dict[str, Any], bytes] | None = None
+        # Nobody takes over the number of somebody else, whom a head tracker may follow.
+        stream = self._stream(fresh=True)
         for number, frame in enumerate(source):
             if not self._wanted:
                 return
+            if self._trouble:
+                logger.warning("%s is there again", self.name)
+                self._trouble = ""
             if stream.settings != self.detector.settings:
-                stream = self.detector.stream()
+                stream = self._stream(fresh=stream.tracker is None)
             if not source.live:
-                early = opened + frame.time - time.monotonic()
-                self._stop.wait(max(early, 0.0))
+                while (early := opened + frame.time - time.monotonic()) > 0 and self._wanted:
+                    self._stop.wait(min(early, HOLD))
+                    if early > HOLD and shown:
+                        self._publish(*shown)  # a picture that stands still is no camera that is stuck
                 opened = max(opened, opened - early)
             taken = opened + frame.time
             camera = self.detector.camera(frame.image)
@@ -164,9 +174,21 @@ class Capture:
                 "frames_per_second": round(1 / period, 1) if number else 0.0,
                 **seen,
             }
-            self._publish(message, encode(frame.image), taken)
+            if self.watchers:
+                shown = message, encode(frame.image)
+                self._publish(*shown, taken)
+            else:
+                self._shot = None  # whoever comes next shall not see an old picture
         if not source.live:
             self._stop.wait(1 / source.rate)  # the last frame is shown as long as the others
+
+    def _stream(self, fresh: bool) -> Stream:
+        """For the next frames; with ``fresh`` faces are others than before, with numbers of their own."""
+        if fresh and self._tracker:
+            self._tracker.reset(ids_go_on=True)
+        stream = self.detector.stream(self._tracker)
+        self._tracker = stream.tracker or self._tracker
+        return stream
 
     def _publish(self, message: dict[str, Any], jpeg: bytes = b"", taken: float | None = None) -> None:
         self._number += 1

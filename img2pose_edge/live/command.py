@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,9 @@ from img2pose_edge.video import Source
 
 logger = logging.getLogger(__name__)
 
+LEAST_TOKEN = 16
+"""Letters, of one that is given."""
+TOKEN = re.compile(r"[\w-]+", re.ASCII)
 SILENT = 10.0
 """Seconds after which a connection without a whole request is closed."""
 
@@ -26,7 +31,9 @@ def serve(
     host: str,
     port: int,
     send: Sequence[Send] = (),
+    rate: float | None = None,
     camera_size: tuple[int, int] | None = None,
+    token: str | None = None,
 ) -> None:
     """Print the page's address and serve until interrupted.
 
@@ -36,13 +43,16 @@ def serve(
         host: address to listen on; beyond loopback a token is asked for.
         port: 0 for any that is free.
         send: called with the faces of each of the camera's frames.
-        camera_size: width and height that a camera is asked for.
+        rate, camera_size: as :class:`~img2pose_edge.video.Source` takes them.
+        token: to ask for; default, beyond loopback, a new one.
 
     Raises:
         ImportError: if the web server is not installed.
         FileNotFoundError, ValueError: naming the option that is wrong.
         OSError: if the port cannot be listened on.
     """
+    if token is not None and (len(token) < LEAST_TOKEN or not TOKEN.fullmatch(token)):
+        raise ValueError(f"a token is at least {LEAST_TOKEN} letters, digits, - and _")
     try:
         import python_multipart as _multipart  # noqa: F401
         import uvicorn
@@ -56,7 +66,7 @@ def serve(
         raise ImportError(f'the live page needs a web server: pip install "img2pose-edge[live]" ({error})') from error
 
     try:
-        with Source(source, camera_size=camera_size) as opened:
+        with Source(source, rate, camera_size) as opened:
             first = next(iter(opened)) if detector.calibration else None
     except ValueError as error:  # a camera may come yet; photographs are served without it
         if os.path.exists(source):  # pipelines are too long for a Path
@@ -65,7 +75,8 @@ def serve(
     else:
         if first:
             detector.camera(first.image)  # a calibration of another size is told now
-    token = None if is_loopback(host) else secrets.token_urlsafe(24)
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
     listener = listen(host, port)
     print(page_address(host, listener.getsockname()[1], token), flush=True)
 
@@ -99,7 +110,7 @@ def serve(
                 super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
-        make_app(Capture(source, detector, send, camera_size), token),
+        make_app(Capture(source, detector, send, rate, camera_size), token),
         log_level="warning",
         access_log=False,  # addresses hold the token
         server_header=False,
@@ -114,15 +125,25 @@ def serve(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on which nothing else listens."""
+    """A socket on which nothing else listens; that of ``::`` is reached by IPv4, too."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except (OSError, OverflowError, UnicodeError) as error:
         raise OSError(f"cannot listen on {host}, port {port}: {error}") from error
+
+
+def own_address() -> str:
+    """By which the network knows this machine; its name where there is no network."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # chooses the way out; nothing is sent
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
 
 
 def page_address(host: str, port: int, token: str | None) -> str:
     """What to open in a browser."""
     if host in ("", "0.0.0.0", "::"):
-        host = socket.gethostname()
+        host = own_address()
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/{f'?token={token}' if token else ''}"

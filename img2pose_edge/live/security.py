@@ -151,9 +151,10 @@ class RateLimit:
         now = time.monotonic()
         left, since = self._buckets.pop(address, (float(BURST), now))
         left = min(float(BURST), left + (now - since) * PER_SECOND)
-        self._buckets[address] = max(left - 1, 0.0), now
+        answered = left >= 1
+        self._buckets[address] = left - answered, now
         if len(self._buckets) > ADDRESSES:
             self._buckets.popitem(last=False)
-        if left < 1:
+        if not answered:
             most = f"at most {PER_SECOND:g} a second are answered, {BURST} at once"
             raise HTTPException(429, f"too many requests: {most}", {"Retry-After": "1"})

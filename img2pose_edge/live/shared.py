@@ -60,13 +60,18 @@ class Stream:
         tracker: gives the faces ids and steadies them; ``None``: neither is wanted.
     """
 
-    def __init__(self, detector: PoseDetector, settings: Settings) -> None:
+    def __init__(self, detector: PoseDetector, settings: Settings, tracker: PoseTracker | None = None) -> None:
         """
+        Args:
+            tracker: goes on with the faces that it knows, if the settings want one.
+
         Raises:
             ValueError: naming the setting that is wrong.
         """
         self.settings = settings
-        self.tracker = PoseTracker(sure_score=settings.score_threshold) if settings.smooth else None
+        self.tracker = (tracker or PoseTracker(sure_score=settings.score_threshold)) if settings.smooth else None
+        if self.tracker:
+            self.tracker.sure_score = settings.score_threshold
         self._detector = detector
         self._crops = FastDetector(detector, settings.fast) if settings.fast else None
 
@@ -117,10 +122,10 @@ class SharedDetector:
         """Those that hold now."""
         return self._current[0]
 
-    def stream(self) -> Stream:
-        """For the camera's next frames, with the settings that hold now."""
+    def stream(self, tracker: PoseTracker | None = None) -> Stream:
+        """For the camera's next frames, with the settings that hold now; ``tracker`` as of :class:`Stream`."""
         settings, detector = self._current
-        return Stream(detector, settings)
+        return Stream(detector, settings, tracker)
 
     def camera(self, image: np.ndarray) -> Calibration | None:
         """The calibrated camera, if there is one, for an image of this size.
