@@ -622,7 +622,7 @@ class Camera:
     opened: list[Any]
     error: Exception | None = None
 
-    def __init__(self, source: Any, camera_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, source: Any, rate: float | None = None, camera_size: tuple[int, int] | None = None) -> None:
         if self.error and len(self.opened) == 1:
             self.opened.append(None)
             raise self.error
@@ -835,6 +835,7 @@ def test_a_picture_that_is_held_is_sent_again(
 
 
 def test_a_path_is_not_told(tmp_path: Path, detector: SharedDetector) -> None:
+    (tmp_path / "gone.mp4").write_bytes(b"no video")
     with (
         TestClient(server.make_app(Capture(str(tmp_path / "gone.mp4"), detector)), base_url=HERE) as client,
         client.websocket_connect(CAMERA) as socket,

@@ -250,20 +250,19 @@ def test_a_source_that_nobody_closes_ends_with_its_last_reference(tmp_path: Path
 def test_times_that_are_told_twice_do_not_shift_those_behind(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0, 40, 40, 80, 120, 160, 200, 200, 240, 280])
 
-    class Clock(cv2.VideoCapture):
+    class Clock(Camera):
         def get(self, what: int) -> float:
-            return float(next(times)) if what == cv2.CAP_PROP_POS_MSEC else super().get(what)
+            return float(next(times)) if what == cv2.CAP_PROP_POS_MSEC else 25.0 if what == cv2.CAP_PROP_FPS else 0.0
 
-        def read(self, *_: Any) -> tuple[bool, np.ndarray]:
-            self.taken = getattr(self, "taken", 0) + 1
-            return self.taken <= 10, np.zeros((48, 64, 3), np.uint8)
+        def read(self) -> tuple[bool, np.ndarray]:
+            self.taken += 1
+            return self.taken <= 10, numbered(self.taken)
 
     monkeypatch.setattr(cv2, "VideoCapture", Clock)
     monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: None)
     with Source(clip) as source:
-        half = 0.5 / source.rate
         moments = [frame.time for frame in source]
-    assert moments == pytest.approx([0, 0.04, 0.04 + half, 0.08, 0.12, 0.16, 0.2, 0.2 + half, 0.24, 0.28])
+    assert moments == pytest.approx([0, 0.04, 0.06, 0.08, 0.12, 0.16, 0.2, 0.22, 0.24, 0.28])
 
 
 def test_leaving_early_ends_the_thread(clip: Path) -> None:
@@ -631,8 +630,18 @@ def test_a_camera_that_is_pulled_out_is_told(
     out, table = tmp_path / "a.mp4", tmp_path / "a.csv"
     assert main(["video", "0", "--out", str(out), "--csv", str(table), "--threads", "1", "--every", "2"]) == 1
     assert "camera 0 gives no more frames" in capsys.readouterr().err
-    assert times(out)
+    assert times(out)[0] == 0, "it begins with the first frame, however long the camera took"
     assert read_rows(table) == []
+
+
+def test_what_is_wrong_with_a_stream_is_told_at_once(clip: Path) -> None:
+    detector = PoseDetector()
+    with pytest.raises(FileNotFoundError, match=r"absent\.mp4"):
+        detector.stream("absent.mp4")
+    with pytest.raises(ValueError, match="fast"):
+        detector.stream(clip, fast=1)
+    with pytest.raises(TypeError, match="score_treshold"):
+        detector.stream(clip, score_treshold=0.5)
 
 
 def test_the_last_frame_of_a_live_source_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,10 @@ class Capture:
                 with Source(self.source, self.rate, self.camera_size) as source:
                     self._show(source)
             except Exception as error:  # of cameras, drivers, engines: told, and tried again
-                # Where a file lies is nobody's business.
-                trouble = without_password(str(error).replace(str(self.source), self.name))
+                told = str(error)
+                if os.sep in str(self.source):  # where a file lies is nobody's business
+                    told = told.replace(str(self.source), self.name)
+                trouble = without_password(told)
                 if trouble != self._trouble:
                     logger.warning("%s", trouble)
                 self._trouble = trouble
