@@ -96,7 +96,7 @@ def open_contender(contender: Contender, threads: int) -> Opened:
     from img2pose_edge.benchmarks.head_pose import HeadPoseNetwork, with_points
     from img2pose_edge.benchmarks.peers import Peer
 
-    peer = Peer(Path(contender.model), contender.size, threads, contender.engine)
+    peer = Peer(Path(contender.model), contender.size, threads, contender.engine, alone=contender.pose != "b66")
     if peer.network.size and max(peer.network.size) != contender.size:
         raise ValueError(f"it takes {max(peer.network.size)} pixels only")
     detect: Detect = peer

@@ -53,7 +53,7 @@ class HeadPoseNetwork:
 
     def __init__(self, path: Path, threads: int | None = None, engine: str = "onnxruntime") -> None:
         """Errors as :func:`open_network`; ``ValueError`` too if it is another network."""
-        self._network = open_network(path, threads, engine)
+        self._network = open_network(path, threads, engine, alone=False)  # a detector runs before it
         if self._network.outputs != ["ypr"]:
             raise ValueError(f"{path} is no head pose network (b66): its outputs are {self._network.outputs}")
 

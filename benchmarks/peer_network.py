@@ -25,8 +25,14 @@ class Network:
     size: tuple[int, int] | None
 
 
-def open_network(path: Path, threads: int | None, engine: str) -> Network:
+def open_network(path: Path, threads: int | None, engine: str, alone: bool = True) -> Network:
     """Load a network of one input.
+
+    Args:
+        path: ``.onnx``.
+        threads: of the engine, default its own choice.
+        engine: one of :data:`ENGINES`.
+        alone: that no other network takes turns with it, whose waiting threads would otherwise take its cores.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -39,7 +45,7 @@ def open_network(path: Path, threads: int | None, engine: str) -> Network:
     if engine not in loaders:
         raise ValueError(f"unknown engine {engine!r} for {path.name}: choose one of {', '.join(ENGINES)}")
     try:
-        return loaders[engine](path, threads)
+        return loaders[engine](path, threads, alone)
     except ImportError:
         raise
     except Exception as error:  # every engine has kinds of its own
@@ -47,12 +53,14 @@ def open_network(path: Path, threads: int | None, engine: str) -> Network:
         raise ValueError(f"{path} is not a model that {name} can load: {error}") from error
 
 
-def _onnxruntime(path: Path, threads: int | None) -> Network:
+def _onnxruntime(path: Path, threads: int | None, alone: bool) -> Network:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
+    if not alone:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     given = session.get_inputs()[0]
@@ -63,7 +71,7 @@ def _onnxruntime(path: Path, threads: int | None) -> Network:
     return Network(run, names, _fixed(given.shape[2:]))
 
 
-def _openvino(path: Path, threads: int | None) -> Network:
+def _openvino(path: Path, threads: int | None, alone: bool) -> Network:
     from img2pose_edge.engines.ov import Compiled
 
     compiled = Compiled(path, threads, {})

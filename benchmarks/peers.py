@@ -36,19 +36,27 @@ class Peer:
     Without a threshold it runs as its authors deploy it, with one as they measure its average precision.
     """
 
-    def __init__(self, path: Path, longest: int = 640, threads: int | None = None, engine: str = "onnxruntime") -> None:
+    def __init__(
+        self,
+        path: Path,
+        longest: int = 640,
+        threads: int | None = None,
+        engine: str = "onnxruntime",
+        alone: bool = True,
+    ) -> None:
         """
         Args:
             path: ``.onnx`` of YuNet, SCRFD with five points, or RFB-320, told by its outputs.
             longest: images are shrunk to this longest side, pixels; networks of a fixed size take theirs.
             threads: of the engine, default its own choice.
             engine: ``onnxruntime`` or ``openvino``.
+            alone: as of :func:`~img2pose_edge.benchmarks.peer_network.open_network`.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is none of them, or the engine cannot load it.
         """
-        self.network = open_network(path, threads, engine)
+        self.network = open_network(path, threads, engine, alone)
         names = self.network.outputs
         self.has_points = names != RFB_OUTPUTS
         self._longest = longest
