@@ -20,7 +20,7 @@ from img2pose_edge.quantize.fold import INPUT_ZERO, FoldedNet
 from torch import nn
 
 from img2pose_edge.training.networks import load_network
-from img2pose_edge.training.networks.edge import EdgeNet
+from img2pose_edge.training.networks.edge import PIXEL_MEAN, EdgeNet
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -132,10 +132,11 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
         size = options.size or TFLITE_SIZE
         tflite.check_size(size)
         assert isinstance(network, EdgeNet)
-        tflite.write_tflite(graph if int8 else FoldedNet(network).eval(), out, size, int8)
+        # Floats need no whole steps, and keep the network's own grey beyond the border.
+        tflite.write_tflite(graph if int8 else FoldedNet(network, PIXEL_MEAN).eval(), out, size, int8)
         if half:
             tflite.halve(out)
-        facts["input"] |= {"size": max(size), "fixed": list(size), "mean": INPUT_ZERO}
+        facts["input"] |= {"size": max(size), "fixed": list(size)} | ({"mean": INPUT_ZERO} if int8 else {})
         return state, network, facts
     middle = out
     if options.format == "openvino":

@@ -51,22 +51,29 @@ class WholeInput(nn.Module):
     Around 127.5 every pixel would lie in the middle of two steps, where each engine rounds as it likes.
     """
 
+    def __init__(self, zero: float) -> None:
+        super().__init__()
+        self.zero = zero
+
     def forward(self, image: Tensor) -> Tensor:
-        return (image.permute(0, 3, 1, 2).float() - INPUT_ZERO) / PIXEL_STD
+        return (image.permute(0, 3, 1, 2).float() - self.zero) / PIXEL_STD
 
 
 class FoldedNet(nn.Module):
-    """An edge network without batch norms; gives the same maps."""
+    """An edge network without batch norms; gives the same maps.
 
-    def __init__(self, network: EdgeNet) -> None:
+    With a ``zero`` (grey level) other than the network's own mean, but for the picture's border.
+    """
+
+    def __init__(self, network: EdgeNet, zero: float = INPUT_ZERO) -> None:
         super().__init__()
-        self.input = WholeInput()
+        self.input = WholeInput(zero)
         self.network = fold_batch_norms(network)
         stem = self.network.stem[0]
         assert isinstance(stem, nn.Conv2d)
         assert stem.bias is not None
         with torch.no_grad():  # half a grey level, but for the outermost pixels, beyond which there is nothing
-            stem.bias += stem.weight.sum((1, 2, 3)) * (INPUT_ZERO - PIXEL_MEAN) / PIXEL_STD
+            stem.bias += stem.weight.sum((1, 2, 3)) * (zero - PIXEL_MEAN) / PIXEL_STD
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         return self.network.maps(self.input(image))

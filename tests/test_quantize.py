@@ -286,8 +286,7 @@ def test_every_format_and_precision_finds_the_same_faces(
         network = networks.get(precision, networks["fp32"])
         for engine, parity in check_artefact(network, path, images).items():
             assert (parity.faces, parity.alone) == (3, 0), (format, precision, engine)
-            # Floats are summed in another order in each engine: .14 in one cell whose logit is -10, where no face is.
-            assert parity.maps < {"int8": 1e-4, "fp32": 0.2, "fp16": 0.2}[precision], (format, precision, engine)
+            assert parity.maps < {"int8": 1e-4, "fp32": 0.01, "fp16": 0.2}[precision], (format, precision, engine)
             assert parity.score < {"int8": 1e-4, "fp32": 1e-4, "fp16": 5e-3}[precision], (format, precision, engine)
         manifest = json.loads(path.with_suffix(".json").read_text())
         assert (manifest["format"], manifest["precision"]) == (format, precision)
