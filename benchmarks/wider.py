@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -45,6 +47,14 @@ def vote_boxes(boxes: np.ndarray, scores: np.ndarray, iou: float = VOTING_IOU) -
     return np.array(voted).reshape(-1, 4)[best], np.array(sums)[best]
 
 
+def without_shortest(detector: PoseDetector) -> PoseDetector:
+    """A detector whose model sees images at the size that they have, which its own shorter side would change again."""
+    manifest = detector.model.manifest
+    as_given = copy.copy(detector)
+    as_given.model = replace(detector.model, manifest={**manifest, "input": {**manifest["input"], "shortest": 0}})
+    return as_given
+
+
 def multi_scale(detector: PoseDetector, sizes: Sequence[int] = SIZES) -> Detect:
     """Our detector at many sizes, on the image and its mirror image, as the protocols want it.
 
@@ -53,6 +63,7 @@ def multi_scale(detector: PoseDetector, sizes: Sequence[int] = SIZES) -> Detect:
     Args:
         sizes: shorter sides, in pixels, to which the image is shrunk or enlarged.
     """
+    detector = without_shortest(detector) if detector.model.shortest else detector
 
     def detect(image: np.ndarray, threshold: float | None) -> list[Found]:
         height, width = image.shape[:2]

@@ -11,11 +11,10 @@ from torch import nn
 
 from img2pose_edge import __version__
 from img2pose_edge.manifest import sha256, write_manifest
-from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, SCORE_GAIN, STRIDES
+from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, SCORE_GAIN, STRIDES, SUPPORT_GAIN
+from img2pose_edge.training.official import OFFICIAL_DATA, OFFICIAL_LICENCE
 
 LICENCE = "as the training data allow"
-OFFICIAL_DATA = "as the official img2pose checkpoint it was converted from (WIDER FACE)"
-OFFICIAL_LICENCE = "CC BY-NC 4.0, as the official img2pose checkpoint it was converted from"
 
 
 def output_names(facts: dict[str, Any]) -> list[str]:
@@ -70,6 +69,7 @@ def edge_facts() -> dict[str, Any]:
         "input": _input(640, PIXEL_MEAN, PIXEL_STD),
         "strides": list(STRIDES),
         "score_gain": SCORE_GAIN,
+        "support_gain": SUPPORT_GAIN,
         "outputs": {"scores": [f"score_{s}" for s in STRIDES], "poses": [f"pose_{s}" for s in STRIDES]},
     }
 

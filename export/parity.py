@@ -167,8 +167,8 @@ def check_artefact(network: nn.Module, path: Path, images: Sequence[np.ndarray] 
     Raises:
         ValueError: naming the engine that cannot run the model, or that finds something else; if there are no images.
     """
-    shown = photographs() if images is None else list(images)
-    if not shown:
+    shown = photographs() if images is None else images
+    if not len(shown):
         raise ValueError("a model is compared with torch on photographs, got none")
     reference = torch_detector(network, path)
     found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,12 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with log_to_stderr():
-            return int(options.do(options))
+            status = int(options.do(options))
+            print(end="", flush=True)  # a pipe that is closed is told here, not when the interpreter ends
+            return status
     except ModuleNotFoundError as error:
         own = OWN_EXTRAS.get(options.do.__name__)
         extra = next((own or extra for extra, modules in EXTRAS.items() if error.name in modules), None)
         print(f"error: {error}" + (f' (pip install "img2pose-edge[{extra}]")' if extra else ""), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head`: nobody reads on, which shells tell by 141
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to write
+        return 141
     except (ValueError, OSError, ImportError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -21,6 +21,12 @@ MOST_LOG_SIZE = 4.0
 NEUTRAL_SIZE = 20.0
 """Apparent size, pixels of the network's image per face unit, at which a score stays as it is: a face about 30 pixels
 across."""
+UNSURE = 0.5
+"""Scores below it are weighed by the cells that agree: see :func:`supported`."""
+AGREEING_IOU, AGREEING_SHARE = 0.6, 0.5
+"""Cells agree with a face if their boxes overlap its own by that much, and have at least that share of its score."""
+ENOUGH_CELLS = 8
+"""Agreeing cells, the face's own among them, of a face that stays as it is."""
 
 
 def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
@@ -82,6 +88,31 @@ def candidates(
     best = np.argsort(-found[0], kind="stable")[: np.count_nonzero(found[0] >= logit)]
     found = found.take(best, axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
+
+
+def supported(scores: np.ndarray, kept: np.ndarray, overlap: np.ndarray, support_gain: float) -> np.ndarray:
+    """Scores of faces, those below :data:`UNSURE` weighed by how many cells agree on them: what only one or two cells
+    take for a face seldom is one.
+
+    Args:
+        scores: (N,) of all cells, from :func:`least_agreeing` on.
+        kept: (K,) indices of the faces' own cells.
+        overlap: (K, N) intersection over union of the faces' boxes and the cells'.
+        support_gain: what a logit loses with each halving of the agreeing cells below :data:`ENOUGH_CELLS`; 0 or more.
+
+    Returns:
+        (K,), none above what it was.
+    """
+    own = scores[kept]
+    agree = (overlap >= AGREEING_IOU) & (scores >= AGREEING_SHARE * own[:, None])
+    agree[np.arange(len(kept)), kept] = True
+    lost = support_gain * np.log2(np.minimum(agree.sum(1) / ENOUGH_CELLS, 1))
+    return np.where(own < UNSURE, own / (own + (1 - own) * np.exp(-lost)), own)
+
+
+def least_agreeing(threshold: float, support_gain: float) -> float:
+    """Least score of cells that :func:`supported` asks about faces from ``threshold`` on."""
+    return threshold * AGREEING_SHARE if support_gain and threshold < UNSURE else threshold
 
 
 def proposal_candidates(

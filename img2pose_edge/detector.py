@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.decode import candidates, proposal_candidates
+from img2pose_edge.decode import UNSURE, candidates, least_agreeing, proposal_candidates, supported
 from img2pose_edge.engines import Engine, choose_engine, installed, load_engine
 from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
@@ -148,13 +148,15 @@ class PoseDetector:
             outputs = self._network.run(network_image)
             if not self.model.has_proposals:
                 levels, gain = len(self.model.strides), self.model.score_gain
-                found = candidates(outputs[:levels], outputs[levels:], self.model.strides, threshold, gain)
+                least = least_agreeing(threshold, self.model.support_gain)
+                found = candidates(outputs[:levels], outputs[levels:], self.model.strides, least, gain)
             else:
                 shape = round(pixels.shape[1] * scale[0]), round(pixels.shape[0] * scale[1])
                 scores, poses, proposals = outputs
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
-        return make_faces(*found, scale, camera, overlap, boxes, self.model.merge_iou)
+        weighing = self.model.merge_iou, self.model.support_gain, threshold
+        return make_faces(*found, scale, camera, overlap, boxes, *weighing)
 
     def stream(
         self, source: str | Path | int | Source, *, fast: int = 0, **options: Any
@@ -235,6 +237,8 @@ def make_faces(
     nms_iou: float,
     boxes: np.ndarray | None = None,
     merge_iou: float = 0.0,
+    support_gain: float = 0.0,
+    threshold: float = 0.0,
 ) -> Faces:
     """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS.
 
@@ -245,7 +249,9 @@ def make_faces(
         nms_iou: 0 to 1.
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
         merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
-            and score; 0: its own alone. Only what reached the threshold of the scores counts.
+            and score; 0: its own alone. Only what is given counts.
+        support_gain: see ``decode.supported``; 0: scores stay as they are.
+        threshold: least score of a face, after that.
     """
     if not len(scores):
         return Faces()
@@ -263,8 +269,16 @@ def make_faces(
         parts = scores, center, size, local, rotation, translation, boxes
         scores, center, size, local, rotation, translation, boxes = (part[has_box] for part in parts)
     keep = non_maximum_suppression(boxes, scores, nms_iou)
-    if merge_iou and len(keep) < len(scores):
+    unsure = support_gain > 0 and scores[keep[-1]] < UNSURE
+    merges = merge_iou > 0 and len(keep) < len(scores)
+    if unsure or merges:
         overlap = pairwise_iou(boxes[keep], boxes)
+    found = scores[keep]
+    if unsure:
+        found = supported(scores, keep, overlap, support_gain)
+        best = np.argsort(-found, kind="stable")[: np.count_nonzero(found >= threshold)]
+        found, keep, overlap = found[best], keep[best], overlap[best]
+    if merges:
         same = overlap >= merge_iou
         same[:, keep] = np.eye(len(keep), dtype=bool)  # what stays is another face
         center, size, local = mean_poses(overlap * same * scores, center, size, local)
@@ -274,7 +288,7 @@ def make_faces(
         rotation, translation, local, boxes = (part[keep] for part in (rotation, translation, local, boxes))
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    return Faces(map(Face, scores[keep].tolist(), boxes, poses, rotation, local, angles, repeat(intrinsics, len(keep))))
+    return Faces(map(Face, found.tolist(), boxes, poses, rotation, local, angles, repeat(intrinsics, len(keep))))
 
 
 def mean_poses(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, sync: bool = False) -> None:
     """Write ``data`` so that ``path`` holds either the old or the new content; missing folders are made.
 
     A link stays one, and a file keeps its permissions; devices and pipes are written to.
+
+    Args:
+        sync: wait until the disk has it, so that a machine without power loses neither content: of hours of work.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(data)
@@ -22,7 +26,11 @@ def write_file(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
     try:
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, partial)
         os.replace(partial, path)
@@ -36,14 +44,24 @@ def check_writable(path: Path) -> None:
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
     if path.exists() and not path.is_file():
         return  # a device, or a pipe that would wait for its reader
-    path = path.resolve()
-    new = [place for place in (path, *path.parents) if not place.exists()]
+    new = not_yet(path)
     try:
-        open_to_write(path, "ab").close()
+        open_to_write(path.resolve(), "ab").close()
     finally:
-        for place in new:
-            with suppress(OSError):
-                place.unlink() if place == path else place.rmdir()
+        remove(new)
+
+
+def not_yet(path: Path) -> list[Path]:
+    """What writing a file would make: it and the folders above it that are not there, the innermost first."""
+    path = path.resolve()
+    return [place for place in (path, *path.parents) if not place.exists()]
+
+
+def remove(places: Iterable[Path]) -> None:
+    """Remove files and empty folders, as far as that can be done."""
+    for place in places:
+        with suppress(OSError):
+            place.rmdir() if place.is_dir() else place.unlink()
 
 
 def open_to_write(path: Path, mode: str = "wb") -> BinaryIO:

@@ -79,6 +79,11 @@ class Model:
         return float(self.manifest.get("score_gain", 0.0))
 
     @property
+    def support_gain(self) -> float:
+        """What the logit of an unsure face loses with each halving of the cells that agree on it."""
+        return float(self.manifest.get("support_gain", 0.0))
+
+    @property
     def float_layers(self) -> list[str]:
         """Convolutions of an int8 model that are not quantized."""
         return list(self.manifest.get("float_layers", []))
@@ -186,7 +191,7 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         posed = points is None or np.array(points, float).shape == (68, 3)
     except (ValueError, TypeError):
         posed = False
-    gain = manifest.get("score_gain", 0.0)
+    gains = [(name, manifest.get(name, 0.0)) for name in ("score_gain", "support_gain")]
     fixed = manifest["input"].get("fixed") if isinstance(manifest["input"], dict) else None
     lists = manifest["outputs"].values() if isinstance(manifest["outputs"], dict) else []
     named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
@@ -201,7 +206,7 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         number("thresholds", "score", 0, 1),
         number("thresholds", "nms_iou", 0, 1),
         number("thresholds", "merge_iou", 0, 1, 0.0),
-        "" if isinstance(gain, (int, float)) and 0 <= gain < 100 else f"score_gain must be 0 to 100, got {gain!r}",
+        *(f"{k} must be 0 to 100, got {v!r}" for k, v in gains if not isinstance(v, (int, float)) or not 0 <= v < 100),
         "" if posed else "points68 must be 68 points x, y, z",
         order or ("" if named else "outputs must be lists of names"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.fast import FastDetector
-from img2pose_edge.files import open_to_write
+from img2pose_edge.files import not_yet, open_to_write, remove
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter, table_suffix
@@ -49,6 +49,7 @@ def record(
     fast: int = 0,
     send: Sequence[Send] = (),
     sound: Path | None = None,
+    progress: bool = False,
 ) -> Recorded:
     """Process a video to its end, or until Ctrl-C.
 
@@ -59,13 +60,16 @@ def record(
         source: of the frames, or what :class:`Source` opens; closed at the end.
         detector: finds the faces.
         out: annotated video (:class:`VideoWriter`).
-        rows: tables, ``.csv`` or ``.jsonl`` (:class:`RowWriter`).
-        tracker: gives faces ids and steadies them.
+        rows: tables, ``.csv`` or ``.jsonl`` (:class:`RowWriter`). Times of a live source count from its first frame, as
+            those of the video.
+        tracker: gives faces ids and steadies them. Without ``fast`` it is given faces down to its ``least_score``,
+            unless the detector's ``score_threshold``, which holds then, is above its ``sure_score``.
         calibration: of the camera; poses are then those in it, without distortion.
         every: frames to look at: each of so many. Those between keep the faces of the last one and have no rows.
         fast: look at crops around known faces, as :meth:`PoseDetector.stream`; counts frames that are looked at.
         send: called with the faces of each frame that was looked at, the best or longest known first.
         sound: file whose sound the video gets.
+        progress: show how far it is on stderr.
 
     Raises:
         ValueError, OSError: naming what could not be read, written or sent.
@@ -88,17 +92,17 @@ def record(
         if film:
             check_video_suffix(film)
         try:
-            for number, frame in enumerate(track(source, source.name, total=source.frames)):
+            for number, frame in enumerate(track(source, source.name, total=source.frames) if progress else source):
                 new = number % every == 0
                 if new:
                     looked = _look(frame, detector, crops, tracker, calibration)
                     found += len(looked.faces)
                 if outputs is None:
-                    # A camera takes its time to begin, and the film shall not begin with nothing.
+                    # A camera takes its time to begin, and the film shall not begin with nothing. Rows tell its times.
                     begins = frame.time if source.live else 0.0
                     outputs = opened.enter_context(_Outputs(film, tables, frame.image.shape[:2], source, sound))
                 if new:
-                    outputs.tell(looked, frame.name or source.name, frame)
+                    outputs.tell(looked, frame.name or source.name, frame.index, frame.time - begins)
                     for call in send:
                         call(looked.faces, looked.ids)
                 outputs.show(looked, frame, frame.time - begins)
@@ -130,7 +134,7 @@ class _Outputs:
     def __init__(
         self, out: Path | None, rows: Sequence[Path], size: tuple[int, ...], source: Source, sound: Path | None
     ) -> None:
-        new = [path for path in (out, *rows) if path and not path.exists()]
+        new = [place for path in (out, *rows) if path for place in not_yet(path)]
         self._files = ExitStack()
         try:
             for path in (out, *rows):
@@ -143,14 +147,12 @@ class _Outputs:
             self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
         except BaseException:
             self._files.close()
-            for path in new:
-                with suppress(OSError):
-                    path.unlink()
+            remove(new)
             raise
 
-    def tell(self, looked: Looked, name: str, frame: Frame) -> None:
+    def tell(self, looked: Looked, name: str, index: int, moment: float) -> None:
         for table in self._tables:
-            table.write(looked.faces, name, frame.index, frame.time, looked.ids)
+            table.write(looked.faces, name, index, moment, looked.ids)
 
     def show(self, looked: Looked, frame: Frame, moment: float) -> None:
         if self._video:
@@ -175,7 +177,7 @@ def _look(
     if crops:
         found = crops.detect(frame.image, frame.time, intrinsics=intrinsics)
     else:
-        least = tracker.least_score if tracker else None
+        least = tracker.least_score if tracker and detector.score_threshold <= tracker.sure_score else None
         found = detector.detect(frame.image, intrinsics=intrinsics, score_threshold=least)
     return look(found, frame.time, tracker, camera)
 

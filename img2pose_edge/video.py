@@ -50,7 +50,9 @@ LEAST_SHARE = 0.9
 """Of a file; one that ends before is broken off."""
 FEW = 5
 """Frames that may be missing at the end without a word: counts and durations are not that exact."""
-LIVE = re.compile(r"^(rtsp|rtmp|rtp|udp|tcp|srt)://", re.IGNORECASE)
+LIVE = re.compile(r"^(rtsps?|rtmps?|rtp|udp|tcp|srt)://", re.IGNORECASE)
+DEVICE = re.compile(r"/dev/(video\d+$|v4l/)")
+"""Of a camera, plugged in or not."""
 SECRETS = re.compile(
     r"\b((?:[\w-]*[_-])?(?:token|(?:api)?key|secret|pass(?:wd|word|phrase)?|pwd|pw|auth|sig(?:nature)?))(\s*=\s*)"
     r"(?:\"[^\"]*\"|'[^']*'|[^&\s!]+)",
@@ -63,6 +65,10 @@ TICK = Fraction(1, 90000)
 ENCODER: Final = "libx264"
 STREAMED = (".mjpg", ".mjpeg", ".cgi")
 """What addresses of web cameras end in; other web addresses are files if they tell how long they are."""
+
+
+class NotOpen(ValueError):
+    """A source, right in itself, does not open or gives no frame: one that is live may come yet."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,13 @@ class Source:
                 ``appsink``, which counts as live, also where it reads a file.
             rate: frames a second of a folder (default: 25) or of a raw stream (``.h264`` …), and what a camera is
                 asked for; others have times of their own.
-            camera_size: width and height that a camera is asked for; it may give others, which is logged.
+            camera_size: width and height that a camera is asked for. What it gives instead of them, or of a rate, is
+                logged.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be opened, or holds no frames, or has no use for a rate or size, or they are wrong.
+            ValueError: if it cannot be opened (:class:`NotOpen`), or holds no images, or has no use for a rate or size,
+                or they are wrong.
         """
         if rate is not None:
             check_rate(rate)
@@ -167,7 +175,9 @@ class Source:
         streamed = self._address.split("?")[0].lower().endswith(STREAMED)
         self._endless = camera or bool(LIVE.match(self._address)) or (address and streamed)
         if not (camera or pipeline or address or os.path.isfile(path)):
-            raise FileNotFoundError(f"no video {path}: neither file nor folder, camera number, address or pipeline")
+            raise FileNotFoundError(
+                f"no video {self.name}: neither file nor folder, camera number, address or pipeline"
+            )
         if pipeline:
             self._capture = cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
         elif camera and not self._address.isdecimal():
@@ -183,7 +193,7 @@ class Source:
                 "stream": "there is none, or it is of a kind that OpenCV cannot read",
                 "video": "it is damaged, or its codec is missing",
             }
-            raise ValueError(f"{what} {self.name} does not open: {why[what]}")
+            raise NotOpen(f"{what} {self.name} does not open: {why[what]}")
         if camera:
             ask_camera(self._capture, self.name, size, rate)
         told = self._capture.get(cv2.CAP_PROP_FPS)
@@ -229,7 +239,7 @@ class Source:
             self._begun = True
             yield frame
         if not self._begun and not self._stop.is_set():
-            raise ValueError(f"{self.name} holds no frames that can be read{self._codec()}")
+            raise NotOpen(f"{self.name} holds no frames that can be read{self._codec()}")
 
     def _codec(self) -> str:
         """Of a video of which nothing is decoded, the likely reason."""
@@ -317,9 +327,10 @@ class _Reader:
         missing = round((1 - share) / share * index)
         if share < LEAST_SHARE or missing > FEW:
             what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
-            if share < LEAST_SHARE and (whole or self.name.lower().endswith(COUNTED)):
+            web = WEB.match(self.address)  # a connection that breaks off is likelier than frames that are hidden
+            if share < LEAST_SHARE and (whole or web or self.name.lower().endswith(COUNTED)):
                 raise ValueError(what)
-            logger.warning("%s%s", what, "" if whole else " (or it does not show them all: PyAV would tell)")
+            logger.warning("%s%s", what, "" if whole or web else " (or it does not show them all: PyAV would tell)")
 
     def _put(self, item: Frame | Exception | None) -> None:
         while not self.stop.is_set():
@@ -345,9 +356,9 @@ def end_reading(thread: threading.Thread, stop: threading.Event) -> None:
 
 def ask_camera(capture: cv2.VideoCapture, name: str, size: tuple[int, int] | None, rate: float | None) -> None:
     """Ask a camera for a size and a rate; what it gives instead is logged."""
-    if size is not None:
-        # Without compression USB has no room for large frames at full rate.
+    if size is not None or rate is not None:  # without compression USB has no room for large frames at full rate
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+    if size is not None:
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
         given = tuple(round(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
@@ -355,6 +366,9 @@ def ask_camera(capture: cv2.VideoCapture, name: str, size: tuple[int, int] | Non
             logger.warning("camera %s gives %dx%d, asked for %dx%d", name, *given, *size)
     if rate is not None:
         capture.set(cv2.CAP_PROP_FPS, rate)
+        told = capture.get(cv2.CAP_PROP_FPS)
+        if 0 < told <= FASTEST and not math.isclose(told, rate, rel_tol=0.01):  # 29.97 is 30
+            logger.warning("camera %s gives %g frames a second, asked for %g", name, told, rate)
 
 
 def changed(name: str, index: int, now: tuple[int, ...], then: tuple[int, ...]) -> str:
@@ -442,11 +456,12 @@ def check_rate(rate: Any) -> None:
 
 
 def is_camera(source: str | Path | int) -> bool:
-    """Whether a source is a camera: its number, whole or in digits where no file has that name, or its device."""
+    """Whether a source is a camera: its number, whole or in digits where no file has that name, or its device,
+    which may not be there yet."""
     if isinstance(source, bool):
         raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
     digits = isinstance(source, str) and source.isdecimal()
-    if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()):
+    if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()) or DEVICE.match(str(source)):
         return True
     return os.path.exists(source) and Path(source).is_char_device()  # pipelines are too long for a Path
 

@@ -21,7 +21,6 @@ from img2pose_edge.training.networks.edge import STRIDES
 QUANTILE = 0.9999
 RANGE = 4.0
 """What most values of a channel stay below, in the end: 256 steps of a power of two."""
-SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,20 @@ def equalize(folded: FoldedNet, pictures: Sequence[np.ndarray]) -> FoldedNet:
 
 def watch(folded: FoldedNet, readers: Sequence[nn.Conv2d], pictures: Sequence[np.ndarray]) -> dict[nn.Conv2d, Tensor]:
     """What nearly all values of each channel stay below, for every tensor that is read: (C,) of each."""
-    seen: dict[nn.Conv2d, list[Tensor]] = {reader: [] for reader in readers}
+    # No tensor has more values in a channel than a quarter of the pixels: of these the largest, best first.
+    kept = int((1 - QUANTILE) * sum(picture[..., 0].size for picture in pictures) / 4) + 1
+    largest: dict[nn.Module, Tensor] = {}
+    count = dict.fromkeys(readers, 0)
 
     def note(reader: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].transpose(0, 1).flatten(1)
-        seen[reader].append(values[:, :: max(values.shape[1] * len(pictures) // SAMPLES, 1)].clone())  # type: ignore[index]
+        count[reader] += values.shape[1]  # type: ignore[index]
+        together = torch.cat([largest[reader], values], 1) if reader in largest else values
+        largest[reader] = together.topk(min(kept, together.shape[1]), 1).values
 
-    hooks = [reader.register_forward_pre_hook(note) for reader in seen]
+    hooks = [reader.register_forward_pre_hook(note) for reader in readers]
     for picture in pictures:
         folded(torch.from_numpy(picture[None]))
     for hook in hooks:
         hook.remove()
-    return {reader: torch.cat(values, 1).quantile(QUANTILE, 1) for reader, values in seen.items()}
+    return {reader: largest[reader][:, int((1 - QUANTILE) * count[reader])] for reader in readers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -182,6 +183,40 @@ def test_detections_before_an_interruption_are_kept(
     assert main(["detect", str(tmp_path), "--json", str(tmp_path / "faces.json"), "--threads", "1"]) == 130
     found = json.loads((tmp_path / "faces.json").read_text())
     assert [len(image["faces"]) for image in found] == [1, 1]
+
+
+def test_detections_before_a_service_is_stopped_are_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = PoseDetector.detect, iter(range(1))
+
+    def detect(self: PoseDetector, image: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, image, **options)
+
+    monkeypatch.setattr(PoseDetector, "detect", detect)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert main(["detect", str(folder), "--json", str(tmp_path / "faces.json"), "--threads", "1"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(json.loads((tmp_path / "faces.json").read_text())) == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_nobody_reads_ends_it_quietly(folder: Path, unbuffered: str) -> None:
+    """With a buffer it is noticed at the end only."""
+    command = [sys.executable, "-m", "img2pose_edge", "detect", str(folder / "sky.png"), "--threads", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (141, "")
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,8 @@ def test_official_checkpoints_load_and_predict_the_same(tmp_path: Path, astronau
     out = convert_checkpoint(tmp_path / "img2pose.pth", tmp_path / "ours.pt", *files)
     state = load_checkpoint(out)
     assert state["network"] == "img2pose-18"
+    assert "WIDER FACE" in state["data"]  # said of all that is trained on from it, too
+    assert "CC BY-NC" in state["licence"]
     converted = build_network(state["network"]).eval()
     converted.load_state_dict(state["weights"])
     assert isinstance(converted, FullNet)

@@ -846,11 +846,22 @@ def test_a_path_is_not_told(tmp_path: Path, detector: SharedDetector) -> None:
     assert str(tmp_path) not in message["message"]
 
 
+def test_a_device_is_told_by_its_name(detector: SharedDetector) -> None:
+    with (
+        TestClient(server.make_app(Capture("/dev/video97", detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as socket,
+    ):
+        assert next_message(socket)["message"].startswith("camera /dev/video97 does not open")
+
+
 def test_tokens_may_be_chosen(monkeypatch: pytest.MonkeyPatch, clip: Path, capsys: Any) -> None:
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())
     asked = ["live", "--source", str(clip), "--port", "0"]
     assert main([*asked, "--token", "a-token-of-my-own"]) == 0
     assert capsys.readouterr().out.strip().endswith("?token=a-token-of-my-own")
+    monkeypatch.setenv("IMG2POSE_EDGE_TOKEN", "")
+    assert main(asked) == 0
+    assert "token" not in capsys.readouterr().out
     monkeypatch.setenv("IMG2POSE_EDGE_TOKEN", "0123456789abcdef")
     assert main([*asked, "--host", "0.0.0.0"]) == 0
     assert capsys.readouterr().out.strip().endswith("?token=0123456789abcdef")
@@ -1003,8 +1014,9 @@ def test_only_loopback_needs_no_token(monkeypatch: pytest.MonkeyPatch, clip: Pat
     printed = capsys.readouterr().out
     assert len(printed.split("?token=")[1].strip()) >= 32
     assert started == ["127.0.0.1", "0.0.0.0"]
-    assert main(["live", "--source", "97", "--port", "0"]) == 0, "the camera may come yet"
-    assert "camera 97 does not open" in capsys.readouterr().err
+    for camera in ("97", "/dev/video97"):
+        assert main(["live", "--source", camera, "--port", "0"]) == 0, "the camera may come yet"
+        assert f"camera {camera} does not open" in capsys.readouterr().err
 
 
 def test_options_are_the_first_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1017,9 +1029,17 @@ def test_options_are_the_first_settings(monkeypatch: pytest.MonkeyPatch) -> None
     assert (chosen.smooth, chosen.fast, chosen.input_size) == (True, 7, 320)
 
 
-def test_what_cannot_be_served_is_named(clip: Path, capsys: Any) -> None:
-    assert main(["live", "--source", "absent.mp4"]) == 1
-    assert "no video absent.mp4" in capsys.readouterr().err
+def test_what_cannot_be_served_is_named(clip: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: pytest.fail("it is served"))
+    for arguments, what in (
+        (["absent.mp4"], "no video absent.mp4"),
+        (["absent.mp4", "--rate", "5"], "a rate is for folders"),
+        (["97", "--rate", "0"], "rate must be a positive number"),
+        (["97", "--camera-size", "0x5"], "camera_size must be a width and a height"),
+        ([""], "the source is empty"),
+    ):
+        assert main(["live", "--source", *arguments]) == 1
+        assert what in capsys.readouterr().err
     with command.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         assert main(["live", "--source", str(clip), "--port", str(port)]) == 1

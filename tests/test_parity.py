@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from img2pose_edge.export import parity
 from img2pose_edge.export.parity import Parity, compare, match
 
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
+from img2pose_edge.commands import images
+from img2pose_edge.preprocess import load_image
+from img2pose_edge.training.checkpoint import save_checkpoint
+from img2pose_edge.training.networks import build_network
 
 
 def test_engines_agree_on_the_float_model(astronaut: np.ndarray) -> None:
@@ -58,3 +64,34 @@ def test_the_command_line_compares(
     assert "differs" in capsys.readouterr().out
     assert main(["parity", "edge-n", "edge-n@tflite", "--images", str(tmp_path)]) == 1
     assert "does not run" in capsys.readouterr().err
+
+
+def test_checkpoints_have_no_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for models, told in (
+        (["a.pt@openvino", "edge-n"], "a.pt is a checkpoint, which torch runs: name it without @openvino"),
+        (["edge-n", "a.pt@openvino"], "a.pt is a checkpoint, which only the first may be"),
+        (["edge-n", "a.pt"], "a.pt is a checkpoint, which only the first may be"),
+    ):
+        assert main(["parity", *models, "--images", str(tmp_path)]) == 1
+        assert told in capsys.readouterr().err
+
+
+def test_photographs_are_read_one_after_the_other(
+    tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref] = []
+
+    def load(path: Path) -> np.ndarray:
+        assert sum(reference() is not None for reference in held) <= 1, "but the one that was looked at before"
+        image = load_image(path)
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(images, "load_image", load)
+    for number in range(4):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), astronaut[:96, :96])
+    torch.manual_seed(0)
+    save_checkpoint({"network": "edge-n", "weights": build_network("edge-n").state_dict()}, tmp_path / "a.pt")
+    files = ["--checkpoint", str(tmp_path / "a.pt"), "--out", str(tmp_path / "a.onnx")]
+    assert main(["export", *files, "--images", str(tmp_path)]) == 0
+    assert len(held) > 4

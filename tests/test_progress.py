@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
 from img2pose_edge.progress import track
+from img2pose_edge.record import record
 
 
 def told(run: Callable[[], object]) -> list[str]:
@@ -87,3 +89,10 @@ def test_errors_of_a_command_have_their_own_line(astronaut: np.ndarray, tmp_path
     assert error.startswith("error: ")
     assert "changes size at frame 2" in error
     assert rest == ""
+
+
+def test_the_library_shows_a_bar_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((64, 64, 3), np.uint8))
+    detector = PoseDetector(threads=1)
+    assert told(lambda: record(tmp_path, detector)) == [""]
+    assert "1/1" in told(lambda: record(tmp_path, detector, progress=True))[0]

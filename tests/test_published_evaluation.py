@@ -477,13 +477,45 @@ def test_multi_scale_maps_all_passes_to_the_image() -> None:
     image = np.zeros((200, 300, 3), np.uint8)
     image[40:120, 180:240] = 255
     calls: list[tuple[int, int, int]] = []
-    detect = multi_scale(SimpleNamespace(detect=bright_box(calls)), sizes=(100, 400))
+    detect = multi_scale(SimpleNamespace(detect=bright_box(calls), model=SimpleNamespace(shortest=0)), sizes=(100, 400))
     (face,) = detect(image, 0.1)
     assert calls == [(150, 100, 150)] * 2 + [(600, 400, 600)] * 2
     assert face.box == pytest.approx([180, 40, 240, 120], abs=1.0)
     assert face.score == pytest.approx(4 * 0.5, rel=0.05)  # each pass weighs about 1
     assert face.pose is None
     assert face.angles is None
+
+
+def test_multi_scale_shows_the_sizes_that_it_names(
+    tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = PoseDetector("edge-n").model
+    (tmp_path / "own.onnx").write_bytes(bundled.path.read_bytes())
+    manifest = {**bundled.manifest, "input": {**bundled.manifest["input"], "shortest": 64}}
+    (tmp_path / "own.json").write_text(json.dumps(manifest))
+    shapes = []
+    before = PoseDetector.network_input
+
+    def network_input(self: PoseDetector, image: np.ndarray, input_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+        pixels, scale = before(self, image, input_size)
+        shapes.append(pixels.shape[1:3])
+        return pixels, scale
+
+    monkeypatch.setattr(PoseDetector, "network_input", network_input)
+    detector = PoseDetector(tmp_path / "own.onnx")
+    multi_scale(detector, sizes=(32, 64, 128))(astronaut, 0.3)
+    assert shapes == [(size, size) for size in (32, 64, 128) for _ in range(2)]
+    assert detector.model.shortest == 64
+
+
+def test_multi_scale_needs_a_model_of_any_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wider").mkdir()
+    monkeypatch.setattr("img2pose_edge.benchmarks.accuracy.evaluate_wider", lambda *_: pytest.fail("nothing is run"))
+    wanted = ["evaluate", "--wider", str(tmp_path / "wider"), "--multi-scale", "--model", "edge-n-int8-640x480"]
+    assert main(wanted) == 1
+    assert "takes images of 640x480 only" in capsys.readouterr().err
 
 
 def test_multi_scale_with_the_bundled_model(astronaut: np.ndarray) -> None:

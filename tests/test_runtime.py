@@ -309,11 +309,45 @@ def test_scores_gain_with_the_size_of_the_face() -> None:
     np.testing.assert_allclose(logits, [-0.25 + 3 * 0.3, 0.5, 0.75 - 0.3], atol=1e-6)
 
 
+def test_unsure_faces_are_weighed_by_the_cells_that_agree() -> None:
+    """Four faces of 1, 2, 8 and 3 cells; the third cell of the last has less than half of its score."""
+    camera, counts = geometry.default_intrinsics(640, 480), (1, 2, 8, 3)
+    center = np.concatenate([np.tile([100.0 + 130 * i, 200], (n, 1)) for i, n in enumerate(counts)])
+    center[:, 0] += np.concatenate([np.arange(n) for n in counts]) * 0.5
+    scores = np.repeat([0.45, 0.4, 0.35, 0.3], counts)
+    scores[-1] = 0.14
+    given = scores, center, np.full(14, 40.0), np.tile(np.eye(3), (14, 1, 1)), np.ones(2), camera, 0.5
+    assert [f.score for f in make_faces(*given)] == [0.45, 0.4, 0.35, 0.3]
+    found = make_faces(*given, support_gain=0.3)
+    expected = {100: (0.45, 0.9), 230: (0.4, 0.6), 360: (0.35, 0.0), 490: (0.3, 0.6)}
+    assert [f.score for f in found] == sorted((f.score for f in found), reverse=True)
+    for face in found:
+        score, lost = expected[round(face.box[[0, 2]].mean() / 10) * 10]
+        assert np.log(face.score / (1 - face.score)) == pytest.approx(np.log(score / (1 - score)) - lost)
+    reached = make_faces(*given, support_gain=0.3, threshold=0.26)
+    np.testing.assert_allclose([f.box for f in reached], [f.box for f in found[:2]])
+    assert make_faces(*given, support_gain=0.3, threshold=0.6, merge_iou=0.6) == []
+    sure = (scores + 0.5, *given[1:])
+    assert [f.score for f in make_faces(*sure, support_gain=0.3)] == [f.score for f in make_faces(*sure)]
+
+
+@pytest.mark.parametrize("name", ["edge-n", "edge-s"])
+def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.ndarray) -> None:
+    """The cells that agree on an unsure face may themselves be below the threshold."""
+    detector = PoseDetector(name, threads=1)
+    many = detector.detect(astronaut, score_threshold=0.02)
+    assert len(many) > 5
+    for threshold in (0.05, 0.1, 0.3, 0.5):
+        some = detector.detect(astronaut, score_threshold=threshold)
+        assert [f.score for f in some] == [f.score for f in many if f.score >= threshold]
+
+
 def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     tmp_path: Path, astronaut: np.ndarray
 ) -> None:
     model = find_model("edge-n")
     manifest = model.manifest | {"thresholds": model.manifest["thresholds"] | {"merge_iou": 0.0}, "score_gain": 0.0}
+    del manifest["support_gain"]
     shutil.copy(model.path, tmp_path / "m.onnx")
     results = []
     for change in ({}, {"score_gain": 0.3}, {"thresholds": manifest["thresholds"] | {"merge_iou": 0.6}}):
@@ -577,6 +611,7 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
         ({"input": {"size": 640, "multiple": 32, "fixed": [480]}}, "input.fixed must be 2 positive whole numbers"),
         ({"score_gain": "big"}, "score_gain must be 0 to 100, got 'big'"),
         ({"score_gain": -0.2}, "score_gain must be 0 to 100, got -0.2"),
+        ({"support_gain": -1}, "support_gain must be 0 to 100, got -1"),
         ({"points68": [[1, 2]]}, "points68 must be 68 points"),
     ):
         manifest.write_text(json.dumps(json.loads(whole) | change))

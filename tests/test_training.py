@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -27,7 +30,7 @@ from torch import nn
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.preprocess import letterbox
-from img2pose_edge.training import augment
+from img2pose_edge.training import augment, loop
 from img2pose_edge.training.augment import (
     STRENGTHS,
     Composer,
@@ -604,6 +607,30 @@ def test_a_killed_run_goes_on_exactly_where_it_was(tiny_data: Path, tmp_path: Pa
         train(tiny_data, tmp_path / "cut", TrainOptions(**{**vars(small_options()), "seed": 3}), workers=0)
 
 
+def test_a_slow_run_is_saved_before_its_five_hundredth_step(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny_data, tmp_path / "whole", small_options(4), workers=0)
+    clock = itertools.count(0, loop.SAVE_SECONDS / 2)
+    average = loop.update_average
+
+    def interrupted(state: dict[str, torch.Tensor], network: nn.Module, step: int, decay: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        average(state, network, step, decay)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        patch.setattr(loop, "update_average", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_data, tmp_path / "cut", small_options(4), workers=0)
+    assert load_checkpoint(tmp_path / "cut/last.pt")["step"] == 2
+    cut = train(tiny_data, tmp_path / "cut", small_options(4), workers=0)
+    a, b = load_checkpoint(whole), load_checkpoint(cut)
+    for name, value in a["weights"].items():
+        torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_two_processes_train_together(tiny_data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["img2pose_edge.cli", "train", "--data", str(tiny_data), "--out", str(tmp_path / "run")]
@@ -626,6 +653,23 @@ def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"b\.pt"):
         load_checkpoint(tmp_path / "b.pt")
+
+
+def test_checkpoints_keep_links_permissions_and_pipes(tmp_path: Path) -> None:
+    real, link, pipe = (tmp_path / name for name in ("real.pt", "link.pt", "pipe"))
+    save_checkpoint({"network": "edge-n", "weights": {}}, real)
+    real.chmod(0o600)
+    link.symlink_to(real)
+    save_checkpoint({"network": "edge-s", "weights": {}}, link)
+    assert link.is_symlink()
+    assert load_checkpoint(real)["network"] == "edge-s"
+    assert real.stat().st_mode & 0o777 == 0o600
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(pipe.read_bytes)
+        save_checkpoint({"network": "edge-n", "weights": {}}, pipe)
+        assert b"edge-n" in reading.result()
+    assert pipe.is_fifo()
 
 
 def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -744,6 +788,20 @@ def test_pictures_without_a_face_are_shown(tiny_data: Path, tmp_path: Path) -> N
     for number in range(60):
         sample = composer[number]
         assert np.isfinite(sample.faces.boxes).all()
+
+
+def test_scenes_alone_give_portraits_of_faces_only(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_data, folder)
+    lines = [json.loads(line) for line in (folder / "labels.jsonl").read_text().splitlines()]
+    scenes = [line for line in lines if "/wider/" in line["image"]]
+    scenes[0]["faces"] = []
+    (folder / "labels.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scenes))
+    composer = make_composer(folder, tmp_path / "cache", 64)
+    assert [members for _, members in composer.portraits] == [[1, 2, 3, 4, 5]]
+    assert [members for _, members in composer.scenes] == [[1, 2, 3, 4, 5, 0]]
+    for number in range(60):
+        assert np.isfinite(composer[number].faces.boxes).all()
 
 
 def test_an_edited_picture_is_decoded_again(tiny_data: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from img2pose_edge.face import Face
 from img2pose_edge.record import record
 from img2pose_edge.rows import read_rows
 from img2pose_edge.tracking import PoseTracker
-from img2pose_edge.video import Frame, Source, VideoWriter, is_open_gif, without_password
+from img2pose_edge.video import Frame, NotOpen, Source, VideoWriter, is_open_gif, without_password
 
 av = pytest.importorskip("av")
 
@@ -224,6 +224,30 @@ def promise(frames: int) -> Any:
     return open_promising
 
 
+@pytest.mark.parametrize("share", [1.0, 0.95, 0.6])
+def test_an_address_that_breaks_off_is_an_error(
+    share: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Download(Camera):
+        def get(self, what: int) -> float:
+            return float({cv2.CAP_PROP_FRAME_COUNT: 200, cv2.CAP_PROP_FPS: 500}.get(what, 0))
+
+        def read(self) -> tuple[bool, np.ndarray]:
+            self.taken += 1
+            return self.taken <= 200 * share, numbered(0)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Download)
+    told = f"http://host/clip.mp4 ends after {200 * share:.0f} of 200 frames: it is damaged, or was cut off"
+    with Source("http://host/clip.mp4") as source:
+        assert not source.live
+        if share < 0.9:
+            with pytest.raises(ValueError, match=told):
+                list(source)
+        else:
+            assert len(list(source)) == 200 * share
+            assert caplog.messages == ([told] if share < 1 else [])
+
+
 def test_a_long_last_frame_is_no_missing_one(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2pose_edge.video.shown_seconds", lambda path: 60.0)
     with Source(clip) as source:
@@ -279,12 +303,22 @@ def test_leaving_early_ends_the_thread(clip: Path) -> None:
         ("absent.mp4", "no video absent.mp4: neither file nor folder"),
         ("97", "camera 97 does not open"),
         ("rtsp://127.0.0.1:9/none", "stream rtsp://127.0.0.1:9/none does not open"),
+        ("rtsps://me:secret@127.0.0.1:9/none", "stream rtsps://127.0.0.1:9/none does not open"),
+        ("gopher://me:secret@host/none", "no video gopher://host/none: neither file nor folder"),
+        ("/dev/video97", "camera /dev/video97 does not open"),
+        ("/dev/v4l/by-id/none", "camera /dev/v4l/by-id/none does not open"),
+        ("/dev/none", "no video /dev/none: neither file nor folder"),
         ("videotestsrc ! appsink", "pipeline videotestsrc ! appsink does not open: .*without GStreamer"),
     ],
 )
 def test_what_does_not_open_is_named(name: str, what: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=what):
         Source(name)
+
+
+def test_a_device_that_is_not_there_may_be_asked_for_a_size() -> None:
+    with pytest.raises(NotOpen, match="camera /dev/video97 does not open"):
+        Source(Path("/dev/video97"), rate=60, camera_size=(640, 480))
 
 
 def test_a_pipeline_may_be_longer_than_a_file_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -541,6 +575,7 @@ def test_a_failed_start_leaves_nothing_and_harms_nothing(
     assert main(["video", str(people), "--out", out, "--threads", "1"]) == 1
     assert "this PyAV has no libnone" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_source_that_breaks_off_keeps_what_was_before(
@@ -632,6 +667,25 @@ def test_a_camera_that_is_pulled_out_is_told(
     assert "camera 0 gives no more frames" in capsys.readouterr().err
     assert times(out)[0] == 0, "it begins with the first frame, however long the camera took"
     assert read_rows(table) == []
+
+
+def test_rows_of_a_camera_tell_the_times_of_the_video(
+    astronaut: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Camera):
+        def read(self) -> tuple[bool, np.ndarray]:
+            self.taken += 1
+            time.sleep(0.5)
+            return self.taken < 4, astronaut[:320, :320]
+
+    monkeypatch.setattr(cv2, "VideoCapture", Late)
+    out, table = tmp_path / "a.mp4", tmp_path / "a.csv"
+    for films in ([], ["--out", str(out)]):
+        assert main(["video", "0", *films, "--csv", str(table), "--threads", "1"]) == 1
+        moments = [row["time"] for row in read_rows(table)]
+        assert moments[0] == 0
+        assert len(moments) > 1
+    np.testing.assert_allclose(moments, times(out), atol=1e-4)
 
 
 def test_what_is_wrong_with_a_stream_is_told_at_once(clip: Path) -> None:
@@ -807,6 +861,12 @@ def test_a_face_once_sure_is_followed_down_to_half_the_threshold(
     assert found == [[0, 1, *range(3, 12)], list(range(12))]
 
 
+def test_a_threshold_above_the_trackers_holds(people: Path) -> None:
+    for threshold, faces in ((0.5, 12), (0.99, 0)):
+        detector = PoseDetector(threads=1, score_threshold=threshold)
+        assert record(people, detector, tracker=PoseTracker(sure_score=0.5)).faces == faces
+
+
 def test_a_service_that_is_stopped_ends_with_whole_files(people: Path, tmp_path: Path) -> None:
     out, table = tmp_path / "out.mp4", tmp_path / "out.jsonl"
     folder = tmp_path / "long"
@@ -959,14 +1019,14 @@ def test_closing_does_not_wait_for_a_driver_that_hangs(monkeypatch: pytest.Monke
 
 
 class Chooses(Camera):
-    """Gives the sizes that it knows only."""
+    """Gives the sizes and rates that it knows only."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__()
         self.given, self.asked = given, {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480}
 
     def set(self, what: int, value: float) -> None:
-        self.asked[what] = 960 if value == 1000 else value  # type: ignore[assignment]
+        self.asked[what] = {1000: 960, 120: 29.97}.get(value, value)  # type: ignore[assignment]
 
     def get(self, what: int) -> float:
         return self.asked.get(what, 0.0)
@@ -981,6 +1041,10 @@ def test_a_camera_is_asked_for_a_size_and_a_rate(
         assert camera.asked[cv2.CAP_PROP_FRAME_WIDTH] == 1280
         assert source.rate == 60
     assert not caplog.records
+    with Source(0, rate=120) as source:
+        camera = source._capture
+        assert camera.asked[cv2.CAP_PROP_FOURCC] == cv2.VideoWriter.fourcc(*"MJPG")
+        assert caplog.messages == ["camera 0 gives 29.97 frames a second, asked for 120"]
     with Source("0", camera_size=(1280, 1000)):
         assert "camera 0 gives 1280x960, asked for 1280x1000" in caplog.text
     if Path("/dev/null").is_char_device():

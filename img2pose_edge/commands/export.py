@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.commands.images import add_picture_options, find_images, spread_pictures
+from img2pose_edge.commands.images import Photographs, add_picture_options, find_images, spread_pictures
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import ENGINES
 from img2pose_edge.files import check_writable
@@ -27,7 +27,7 @@ def export(options: argparse.Namespace) -> int:
         data=options.data_note,
         licence=options.licence,
     )
-    images = [load_image(path) for path in find_images(options.images)] if options.images else None
+    images = Photographs(find_images(options.images)) if options.images else None
     print(export_model(options.checkpoint, options.out, chosen, images))
     return 0
 
@@ -69,12 +69,14 @@ def parity(options: argparse.Namespace) -> int:
 
     if len(options.models) < 2:
         raise ValueError("parity compares models: name at least two")
-    for name in options.models[1:]:
+    named = [model_and_engine(name) for name in options.models]
+    first, engine = named[0]
+    if first.endswith(".pt") and engine != "auto":
+        raise ValueError(f"{first} is a checkpoint, which torch runs: name it without @{engine}")
+    for name, _ in named[1:]:
         if name.endswith(".pt"):
             raise ValueError(f"{name} is a checkpoint, which only the first may be: export it, or name it first")
     paths = find_images(options.images)
-    named = [model_and_engine(name) for name in options.models]
-    first, engine = named[0]
     network = load_torch(Path(first)) if first.endswith(".pt") else None
     print(f"against {first}; may differ: score {SCORE}, box {BOX} px at 640, angle {ANGLE} degrees")
     print(f"{'model':32} {'faces':>6} {'alone':>6} {'score':>7} {'box':>7} {'angle':>7} {'maps':>9}")

@@ -45,6 +45,19 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
     return list(found)
 
 
+class Photographs(Sequence[np.ndarray]):
+    """Image files as (H, W, 3) uint8 BGR, each read when it is looked at: a folder of them may not fit in memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return load_image(self._paths[index])
+
+
 def check_picture_suffix(path: Path) -> None:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"cannot write a picture as {path}: use {', '.join(IMAGE_SUFFIXES)}")

@@ -78,6 +78,11 @@ def evaluate(options: argparse.Namespace) -> int:
         named = ", ".join(f"--{n.replace('_', '-')}" for n in changed)
         raise ValueError(f"--write-manifest is for the model's own settings: leave out {named}")
     detector = detector_from(options)
+    if options.multi_scale and detector.model.fixed:
+        height, width = detector.model.fixed
+        raise ValueError(
+            f"--multi-scale has many sizes, and {detector.model.path.name} takes images of {width}x{height} only"
+        )
     manifest = detector.model.path.with_suffix(".json")
     for path in (options.json, options.write_manifest and manifest):
         if path:

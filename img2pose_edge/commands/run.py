@@ -46,6 +46,20 @@ def drawn_path(source: Path, out: Path, alone: bool) -> Path:
     return out if alone and out.suffix.lower() in IMAGE_SUFFIXES else out / f"{source.stem}.png"
 
 
+@contextmanager
+def stopped_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which stops a service, ends what is done here as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@stopped_as_by_ctrl_c()
 def detect(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.look import look
@@ -101,19 +115,6 @@ def detect(options: argparse.Namespace) -> int:
     return 1 if bad else 0
 
 
-@contextmanager
-def stopped_as_by_ctrl_c() -> Iterator[None]:
-    """SIGTERM, which stops a service, ends what is done here as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # others may not set handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def video(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.record import record
@@ -140,6 +141,7 @@ def video(options: argparse.Namespace) -> int:
             fast=options.fast,
             send=send,
             sound=Path(options.source) if os.path.isfile(options.source) else None,  # a pipeline may be too long a path
+            progress=True,
         )
     print(f"{done.frames} frames, {done.faces} faces{', interrupted' if done.interrupted else ''}")
     for path in filter(None, (options.out, options.csv, options.jsonl)):
@@ -219,7 +221,7 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--port", type=int, default=8000)
     p.add_argument(
         "--token",
-        default=os.environ.get("IMG2POSE_EDGE_TOKEN"),
+        default=os.environ.get("IMG2POSE_EDGE_TOKEN") or None,
         help="what is asked for, at least 16 letters (default: IMG2POSE_EDGE_TOKEN, else a new one each time)",
     )
     add_frame_options(p)

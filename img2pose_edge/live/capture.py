@@ -133,7 +133,7 @@ class Capture:
                     self._show(source)
             except Exception as error:  # of cameras, drivers, engines: told, and tried again
                 told = str(error)
-                if os.sep in str(self.source):  # where a file lies is nobody's business
+                if os.sep in str(self.source) and not is_camera(self.source):  # where a file lies is nobody's business
                     told = told.replace(str(self.source), self.name)
                 trouble = without_password(told)
                 if trouble != self._trouble:

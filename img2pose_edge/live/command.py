@@ -14,7 +14,7 @@ from typing import Any
 
 from img2pose_edge.live.shared import SharedDetector
 from img2pose_edge.senders import Send
-from img2pose_edge.video import Source
+from img2pose_edge.video import NotOpen, Source, is_camera
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ def serve(
     try:
         with Source(source, rate, camera_size) as opened:
             first = next(iter(opened)) if detector.calibration else None
-    except ValueError as error:  # a camera may come yet; photographs are served without it
-        if os.path.exists(source):  # pipelines are too long for a Path
+    except NotOpen as error:  # a camera may come yet; photographs are served without it
+        if os.path.exists(source) and not is_camera(source):  # pipelines are too long for a Path
             raise
         logger.warning("%s; the page shows it once it is there", error)
     else:

@@ -282,7 +282,7 @@ class Composer:
                 scenes.get(records[i].collection, scenes[most]).append(i)
         self.scenes = self._weighted(scenes, shown)
         others = {name: PORTRAITS.get(name, 0.2) for name in groups if name not in SCENES}
-        self.portraits = self._weighted(groups, others) or self.scenes
+        self.portraits = self._weighted(groups, others or shown)  # of a face each, unlike all scenes
 
     @staticmethod
     def _weighted(groups: dict[str, list[int]], weights: dict[str, float]) -> list[tuple[float, list[int]]]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from img2pose_edge.files import write_file
+
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write ``state`` so that ``path`` holds either the old or the new checkpoint, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    data = io.BytesIO()
+    torch.save(state, data)
+    write_file(path, data.getvalue(), sync=True)
 
 
 def read_torch_file(path: Path) -> Any:

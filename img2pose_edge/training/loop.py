@@ -9,6 +9,7 @@ import io
 import logging
 import math
 import os
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -176,6 +177,8 @@ def begin(options: TrainOptions, initial: Path | None, last: Path) -> nn.Module:
     return trained.train()
 
 
+SAVE_SECONDS = 300.0
+"""A run's state is also saved when its last one is this old: steps of large networks without a GPU take a minute."""
 SHOWN_PICTURES = 64
 """Pictures that a network to be quantized is shown before it trains, to choose the steps of its activations by."""
 
@@ -390,6 +393,7 @@ def train(
     recent: dict[str, list[float]] = {}
     steps = range(start, end)
     batches = iter(loader)
+    saved = time.monotonic()
     for step in track(steps, options.network, start) if rank == 0 else steps:
         batch = next(batches).to(where)
         if options.schedule == "cosine" or step < options.warmup_steps:
@@ -432,8 +436,9 @@ def train(
             if options.schedule == "plateau":
                 plateau.step(merit.item())
             stop = stop or 0 < options.patience <= stale
-        if rank == 0 and (done % save_every == 0 or stop):
+        if rank == 0 and (done % save_every == 0 or stop or time.monotonic() - saved >= SAVE_SECONDS):
             save_checkpoint(snapshot(done), last)
+            saved = time.monotonic()
         if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
             break
     if world > 1:

@@ -11,6 +11,9 @@ from torch import Tensor
 from img2pose_edge.training.checkpoint import read_torch_file, save_checkpoint
 from img2pose_edge.training.networks import DEPTHS, build_network
 
+OFFICIAL_DATA = "as the official img2pose checkpoint it was converted from (WIDER FACE)"
+OFFICIAL_LICENCE = "CC BY-NC 4.0, as the official img2pose checkpoint it was converted from"
+
 
 def read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
     """A float tensor of this shape from a ``.npy`` file.
@@ -67,5 +70,6 @@ def convert_checkpoint(
             f"{source} does not fit {name} ({len(network.state_dict())} tensors): "
             f"missing {', '.join(missing) or 'none'}; unexpected {', '.join(unexpected) or 'none'}"
         )
-    save_checkpoint({"network": name, "weights": network.state_dict()}, out)
+    known = {"data": OFFICIAL_DATA, "licence": OFFICIAL_LICENCE}  # so that what is trained on from it says so, too
+    save_checkpoint({"network": name, "weights": network.state_dict(), **known}, out)
     return out

@@ -15,13 +15,13 @@ from img2pose_edge.benchmarks.metrics import (
     normalize_scores,
     wider_average_precision,
 )
-from img2pose_edge.decode import candidates
+from img2pose_edge.decode import candidates, least_agreeing
 from img2pose_edge.detector import make_faces
 from img2pose_edge.face import Face
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training.data import Pixels, Record
-from img2pose_edge.training.networks.edge import SCORE_GAIN, STRIDES, EdgeNet
+from img2pose_edge.training.networks.edge import SCORE_GAIN, STRIDES, SUPPORT_GAIN, EdgeNet
 
 INPUT_SIZE, SCORE_THRESHOLD, NMS_IOU = 640, 0.02, 0.5
 LEAST_SIZE, LEAST_TRUST = 10.0, 0.4
@@ -44,10 +44,10 @@ def detect_with(network: nn.Module, image: np.ndarray, device: torch.device) -> 
         [s.float().cpu().numpy() for s in scores],
         [p.float().cpu().numpy() for p in poses],
         STRIDES,
-        SCORE_THRESHOLD,
+        least_agreeing(SCORE_THRESHOLD, SUPPORT_GAIN),
         SCORE_GAIN,
     )
-    return make_faces(*cells, scale, camera, NMS_IOU)
+    return make_faces(*cells, scale, camera, NMS_IOU, support_gain=SUPPORT_GAIN, threshold=SCORE_THRESHOLD)
 
 
 def find_local_poses(network: nn.Module, image: Tensor, threshold: float) -> tuple[Tensor, ...]:

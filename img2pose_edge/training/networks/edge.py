@@ -16,9 +16,10 @@ from img2pose_edge.training.networks.depthwise import DepthwiseStride2
 
 STRIDES = (8, 16, 32)
 POSE_CHANNELS = 9
-SCORE_GAIN = 0.2
-"""What the runtime adds to a score's logit with each doubling of the face's size (``decode.py``). Small faces are most
-of what is learnt, and a picture has many times as many places for them: at equal scores, more of them are none."""
+SCORE_GAIN, SUPPORT_GAIN = 0.2, 0.3
+"""What the runtime adds to a score's logit with each doubling of the face's size (small faces are most of what is
+learnt, and a picture has many times as many places for them: at equal scores, more of them are none), and what it
+takes from a score below one half with each halving of the cells that agree (``decode.py``)."""
 PIXEL_MEAN, PIXEL_STD = 127.5, 64.0
 
 
