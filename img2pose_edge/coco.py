@@ -31,6 +31,7 @@ def to_coco(images: Iterable[Pictured]) -> dict[str, Any]:
 
     Args:
         images: name (as ``file_name``), (width, height) and faces of each; faces wholly beyond the border are left out.
+            With a calibration, those of the image as it is, not of ``undistort_face``: that has other keypoints.
 
     Returns:
         ``images``, ``annotations`` and ``categories``, ids from 1. An annotation has ``bbox`` (x, y, width, height,

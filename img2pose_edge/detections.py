@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 
 
 def to_supervision(faces: Sequence[Face], ids: Sequence[int] | None = None) -> Any:
@@ -25,9 +25,11 @@ def to_supervision(faces: Sequence[Face], ids: Sequence[int] | None = None) -> A
 
     Raises:
         ValueError: if there are not as many ids as faces.
+        TypeError: naming what is not a face.
         ImportError: if supervision is not installed.
     """
     check_ids(faces, ids)
+    check_type(faces)
     try:
         import supervision
     except ImportError as error:

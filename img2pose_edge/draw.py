@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.preprocess import load_image
 
@@ -44,9 +44,11 @@ def draw_faces(
 
     Raises:
         ValueError: if the opacity is wrong, and what ``load_image`` raises.
+        TypeError: naming what is not a face.
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity!r}")
+    check_type(faces)
     picture = load_image(image).copy()
     ordered = sorted(faces, key=lambda f: -f.translation[2])
     if mask:

@@ -109,6 +109,14 @@ class Faces(list[Face]):
         return to_supervision(self, ids)
 
 
+def check_type(faces: Sequence[Any]) -> None:
+    """Raise TypeError, naming what is not a :class:`Face`."""
+    for i, face in enumerate(faces):
+        if not isinstance(face, Face):
+            hint = ": give the face of each tracked one" if hasattr(face, "face") else ""
+            raise TypeError(f"faces must be Face, as PoseDetector gives them; number {i} is {face!r}{hint}")
+
+
 def looking_at_camera(face: Face) -> float:
     """How far a face is from looking straight into the camera.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from img2pose_edge.calibration import Calibration, undistort_faces
 from img2pose_edge.face import Face
@@ -21,6 +22,11 @@ class Looked:
     faces: list[Face]
     seen: list[Face]
     ids: list[int] | None
+
+    def told(self) -> list[dict[str, Any]]:
+        """:meth:`Face.to_dict` of each, box and landmarks both in pixels of the picture as it is."""
+        pairs = zip(self.faces, self.seen, strict=True)
+        return [face.to_dict() | {"landmarks68": seen.landmarks68.round(2).tolist()} for face, seen in pairs]
 
 
 def look(found: Sequence[Face], time: float, tracker: PoseTracker | None, camera: Calibration | None) -> Looked:

@@ -9,7 +9,7 @@ from itertools import repeat
 
 import numpy as np
 
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.geometry import matrix_to_angles
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.pose_references import project_face_box
@@ -255,9 +255,8 @@ def match_greedily(similarity: np.ndarray, may: np.ndarray, late: np.ndarray) ->
 
 def check_faces(faces: Sequence[Face]) -> np.ndarray:
     """(N, 6) poses of the faces of one frame, or an error that names the wrong one: see ``PoseTracker.update``."""
+    check_type(faces)
     for i, face in enumerate(faces):
-        if not isinstance(face, Face):
-            raise TypeError(f"faces must be a sequence of Face, as PoseDetector gives them; number {i} is {face!r}")
         if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
             raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
     poses = np.array([face.pose for face in faces]).reshape(-1, 6)

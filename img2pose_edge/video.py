@@ -458,7 +458,7 @@ def check_rate(rate: Any) -> None:
 def is_camera(source: str | Path | int) -> bool:
     """Whether a source is a camera: its number, whole or in digits where no file has that name, or its device,
     which may not be there yet."""
-    if isinstance(source, bool):
+    if isinstance(source, bool) or not isinstance(source, (str, os.PathLike, int, np.integer)):
         raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
     digits = isinstance(source, str) and source.isdecimal()
     if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()) or DEVICE.match(str(source)):

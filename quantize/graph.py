@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from img2pose_edge.quantize.equalize import equalize
-from img2pose_edge.quantize.fold import LEAST, OUTPUT_LAYERS, FoldedNet
+from img2pose_edge.quantize.fold import LEAST, OUTPUT_LAYERS, FoldedNet, fold_batch_norms
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -79,9 +79,6 @@ class EdgeQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         convolutions = [n for n in model.graph.nodes if n.target is CONV]
-        unknown = self.float_layers - {layer_name(n) for n in convolutions}
-        if unknown:
-            raise ValueError(f"no layer {', '.join(sorted(unknown))} to keep in float")
         for node in convolutions:
             if layer_name(node) not in self.float_layers:
                 source, weight = node.args[:2]
@@ -159,12 +156,21 @@ def equalized(network: EdgeNet, pictures: Sequence[np.ndarray]) -> FoldedNet:
     return equalize(FoldedNet(network).eval(), pictures)
 
 
+def check_layers(network: EdgeNet, float_layers: Collection[str]) -> None:
+    """Raise ``ValueError`` if a trained network has no convolutions of these names (:func:`layer_name`)."""
+    convolutions = {name for name, m in fold_batch_norms(network).named_modules() if isinstance(m, nn.Conv2d)}
+    unknown = set(float_layers) - convolutions
+    if unknown:
+        raise ValueError(f"no layer {', '.join(sorted(unknown))} to keep in float")
+
+
 def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: Collection[str] = ()) -> GraphModule:
     """The graph of a trained network with channels equalized and steps chosen (:func:`prepare`, :func:`calibrate`).
 
     Raises:
         ValueError: if there are no pictures, one is less than 64 pixels high or wide, or a float layer is unknown.
     """
+    check_layers(network, float_layers)  # before minutes go into the rest
     folded = round_outputs(equalized(network, pictures), pictures, but=float_layers)
     return calibrate(prepare(folded, float_layers), pictures)
 

@@ -113,6 +113,7 @@ distortion_coefficients: !!opencv-matrix {rows: 1, cols: 5, dt: d, data: [-0.1, 
     calibration = read_calibration(tmp_path / "camera.yml").for_size(image.shape[1], image.shape[0])
     (face,) = PoseDetector().detect(image, intrinsics=calibration.intrinsics)
     np.testing.assert_allclose(found["pose"], undistort_face(face, calibration).pose, atol=1e-4)
+    np.testing.assert_allclose(found["landmarks68"], face.landmarks68, atol=0.01)
     (tmp_path / "camera.yml").write_text(text.replace("height: 1024", "height: 768"))
     assert main(["detect", str(folder), "--calibration", str(tmp_path / "camera.yml")]) == 1
     assert "images of 1024x768, this one is 512x512" in capsys.readouterr().err

@@ -21,8 +21,9 @@ from img2pose_edge.cli import main
 from img2pose_edge.training.annotate import whole_lines
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.data import open_data, read_records, split
+from img2pose_edge.training.formats import read_sources
 from img2pose_edge.training.loop import TrainOptions, train
-from img2pose_edge.training.prepare import prepare
+from img2pose_edge.training.prepare import identify, prepare
 
 Capture = pytest.CaptureFixture[str]
 ANGLES = np.array([12.0, -35.0, 8.0])
@@ -212,6 +213,53 @@ def test_preparing_goes_on_after_an_interruption(
     labels.write_text(labels.read_text().replace('"faces"', ' "faces"'))
     with pytest.raises(ValueError, match="other labels"):
         prepare(corrected, out)
+
+
+def test_a_replaced_image_makes_another_data_set(tmp_path: Path) -> None:
+    image = tmp_path / "images/a.png"
+    image.parent.mkdir()
+    image.write_bytes(b"old")
+    label = {"image": "images/a.png", "width": 9, "height": 9, "faces": []}
+    texts = {
+        "labels.jsonl": json.dumps(label),
+        "label.txt": "# a.png\n1 2 3 4\n",
+        "list.txt": "a.json\n",
+        "a.json": json.dumps({"image_path": "a.png", "bboxes": [], "landmarks": []}),
+        "images/a.pts": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    sources = {name: read_sources(tmp_path / name) for name in ("labels.jsonl", "label.txt", "list.txt", "images")}
+
+    def identities() -> list[int]:
+        return [identify(tmp_path / name, found, 0) for name, found in sources.items()]
+
+    before = identities()
+    assert identities() == before
+    image.write_bytes(b"another")
+    larger = identities()
+    os.utime(image, (1, 1))
+    older = identities()
+    image.unlink()
+    missing = identities()
+    for four in zip(before, larger, older, missing, strict=True):
+        assert len({*four}) == 4
+
+
+def test_blank_lines_and_marks_of_editors_mean_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    lines = [json.loads(line) for line in (tiny_data / "labels.jsonl").read_text().splitlines()]
+    lines[1]["note"] = "one\u2028line"  # that str.splitlines would split
+    text = "\r\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    labels.write_text(f"{text}\n \n", encoding="utf-8-sig", newline="")
+    names = [line["image"] for line in lines]
+    assert [record.image for record in read_records(labels)] == names
+    assert [source.name for source in read_sources(labels)] == names
+    assert whole_lines(labels) == {*names}
+    labels.write_text(f"\n{text}\n\n{{}}\n", encoding="utf-8-sig", newline="")
+    for read in (read_records, read_sources, whole_lines):
+        with pytest.raises(ValueError, match=r"labels\.jsonl, line 26: KeyError"):
+            read(labels)
 
 
 def test_names_that_are_no_text_can_be_split_and_kept(tiny_data: Path, tmp_path: Path) -> None:
@@ -454,7 +502,7 @@ def test_own_photographs_are_labelled_by_the_bundled_model(
     assert len(whole_lines(labels)) == 2
     assert labels.read_text() == text
     labels.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"labels\.jsonl holds a damaged line"):
+    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: KeyError\('image'\)"):
         whole_lines(labels)
 
 

@@ -36,7 +36,7 @@ from img2pose_edge.quantize.graph import (
 )
 from img2pose_edge.quantize.rounding import round_together
 from img2pose_edge.quantize.sensitivity import sensitivities
-from img2pose_edge.quantize.steps import ActivationStep, ChannelStep
+from img2pose_edge.quantize.steps import SAMPLES, ActivationStep, ChannelStep
 from torch.fx import GraphModule, Node
 
 from img2pose_edge import PoseDetector
@@ -221,8 +221,13 @@ def test_a_step_is_the_best_power_of_two() -> None:
     step(torch.rand(4, 8, 16, 16) * 3.9)
     assert step.calculate_qparams()[0].item() == 2.0**-6  # 256 steps up to 4
     step = ActivationStep()
-    step(torch.cat([torch.rand(100_000) * 3.9, torch.tensor([40.0])]))
+    step(torch.cat([torch.rand(100_000) * 3.9, torch.tensor([6.0])]))
     assert step.calculate_qparams()[0].item() == 2.0**-6, "one value far out is clipped"
+    wide = torch.rand(SAMPLES // 4, 320) * 3.9
+    wide[:, ::80] /= 100  # columns that every eightieth value lies in
+    step = ActivationStep()
+    step(wide)
+    assert step.calculate_qparams()[0].item() == 2.0**-6
     with pytest.raises(ValueError, match="negative"):
         step(torch.tensor([-1.0, 1.0]))
     weights = ChannelStep()
@@ -341,8 +346,18 @@ def test_layers_stay_float_on_demand(pictures: list[np.ndarray], tmp_path: Path,
     detector = PoseDetector(tmp_path / "mixed.onnx", "onnxruntime")
     found = compare(torch_detector(load_torch(tmp_path / "mixed.pt"), detector.model.path), detector, [astronaut])
     assert found.maps < 0.3
+
+
+def test_unknown_float_layers_are_told_first(
+    pictures: list[np.ndarray], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slow in ("img2pose_edge.quantize.graph.equalized", "img2pose_edge.training.loop.open_data"):
+        monkeypatch.setattr(slow, lambda *_: pytest.fail("told too late"))
     with pytest.raises(ValueError, match=r"no layer stem\.7 to keep in float"):
-        quantize_checkpoint(CHECKPOINT, pictures, ["stem.7"])
+        quantize_checkpoint(CHECKPOINT, pictures, ["stem.7", "stem.0"])
+    options = TrainOptions(int8=True, float_layers=("stem.7",))
+    with pytest.raises(ValueError, match=r"no layer stem\.7 to keep in float"):
+        train(tiny_data, tmp_path / "run", options, initial=CHECKPOINT, workers=0)
 
 
 def test_sensitivity_names_the_layers(

@@ -552,6 +552,20 @@ def test_what_cannot_be_trained_is_named(
         train(tiny_data, tmp_path / "run", small_options(), workers=0)
 
 
+def test_runs_that_cannot_go_on_are_told_before_the_data_are_read(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "open_data", lambda *_: pytest.fail("told too late"))
+    large = {"network": "edge-s", "weights": build_network("edge-s").state_dict()}
+    save_checkpoint(large, tmp_path / "large.pt")
+    with pytest.raises(ValueError, match="wider"):
+        train(tiny_data, tmp_path / "new", small_options(), initial=tmp_path / "large.pt", workers=0)
+    state = {**large, "raw_weights": {}, "optimizer": {}, "options": {**vars(small_options()), "seed": 3}}
+    save_checkpoint(state, tmp_path / "run/last.pt")
+    with pytest.raises(ValueError, match=r"run holds a run of other options: seed=0 \(it has 3\)"):
+        train(tiny_data, tmp_path / "run", small_options(), workers=0)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_networks_give_maps_of_every_stride(name: str) -> None:
     scores, poses = build_network(name).eval()(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
@@ -756,6 +770,10 @@ def test_an_average_of_checkpoints_lies_between_them(tmp_path: Path, capsys: pyt
         assert main(["average", *map(str, wrong), "--out", str(tmp_path / "d.pt")]) == 1
         assert told in capsys.readouterr().err
     assert not (tmp_path / "d.pt").exists()
+    before = paths[1].read_bytes()
+    assert main(["average", *map(str, paths[:2]), "--out", str(paths[1])]) == 1
+    assert "b.pt is one of the checkpoints, whose weights would be lost" in capsys.readouterr().err
+    assert paths[1].read_bytes() == before
 
 
 def test_curves_of_runs_are_drawn(tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ from img2pose_edge import (
 )
 from img2pose_edge.calibration import _warn_once, undistort_points
 from img2pose_edge.coco import to_coco, write_coco
+from img2pose_edge.draw import draw_faces
 from img2pose_edge.look import look
 from img2pose_edge.matrices import column_major, model_view, projection
 from img2pose_edge.rows import COLUMNS, RowWriter, face_row, read_rows
@@ -117,6 +118,13 @@ def test_supervision_gets_every_face() -> None:
     assert to_supervision(list(FACES)).tracker_id is None
     with pytest.raises(ValueError, match="3 faces need as many ids, got 2"):
         to_supervision(FACES, [1, 2])
+
+
+def test_tracked_faces_are_told_from_faces(astronaut: np.ndarray) -> None:
+    tracked = PoseTracker().update(FACES[:1], 0.0)
+    for call in (to_supervision, lambda faces: draw_faces(astronaut, faces)):
+        with pytest.raises(TypeError, match=r"number 0 is TrackedFace.*: give the face of each tracked one"):
+            call(tracked)
 
 
 def test_supervision_draws_faces_of_a_photograph(astronaut: np.ndarray) -> None:

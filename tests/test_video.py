@@ -316,6 +316,12 @@ def test_what_does_not_open_is_named(name: str, what: str) -> None:
         Source(name)
 
 
+@pytest.mark.parametrize("source", [None, True, 1.5, ["a.mp4"]])
+def test_what_is_no_source_is_named(source: object) -> None:
+    with pytest.raises(ValueError, match=r"a source is a file, folder, camera number, address or pipeline, got "):
+        Source(source)  # type: ignore[arg-type]
+
+
 def test_a_device_that_is_not_there_may_be_asked_for_a_size() -> None:
     with pytest.raises(NotOpen, match="camera /dev/video97 does not open"):
         Source(Path("/dev/video97"), rate=60, camera_size=(640, 480))

@@ -91,7 +91,7 @@ def detect(options: argparse.Namespace) -> int:
             found = detector.detect(image, intrinsics=camera and camera.intrinsics)
             looked = look(found, 0.0, None, camera)
             faces = looked.faces
-            results.append({"image": str(path), "faces": [f.to_dict() for f in faces]})
+            results.append({"image": str(path), "faces": looked.told()})
             if not options.json:
                 print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
                 if faces:

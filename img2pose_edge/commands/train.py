@@ -86,6 +86,8 @@ def average(options: argparse.Namespace) -> int:
     from img2pose_edge.training.checkpoint import save_checkpoint
 
     check_writable(options.out)
+    if options.out.resolve() in [path.resolve() for path in options.checkpoints]:
+        raise ValueError(f"--out {options.out} is one of the checkpoints, whose weights would be lost")
     save_checkpoint(average_checkpoints(options.checkpoints), options.out)
     print(options.out)
     return 0

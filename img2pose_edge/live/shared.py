@@ -201,7 +201,7 @@ class SharedDetector:
             looked = look(stream.detect(image, moment, intrinsics), moment, stream.tracker, camera)
         else:
             looked = look(self.detect(image, intrinsics, **changes), moment, None, camera)
-        faces = [face.to_dict() for face in looked.faces]
+        faces = looked.told()
         for face, number in zip(faces, looked.ids or [], strict=looked.ids is not None):
             face["id"] = number
         if camera:

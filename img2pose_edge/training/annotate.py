@@ -16,6 +16,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import check_face, complete_face
+from img2pose_edge.training.data import parse_lines
 
 Label = Callable[[np.ndarray], list[dict[str, Any]]]
 SELF_SPREAD = 4.0
@@ -129,10 +130,10 @@ def whole_lines(out: Path) -> set[str]:
         return set()
     data = out.read_bytes()
     end = data.rfind(b"\n") + 1
-    names = {_name(line, out) for line in data[:end].splitlines()}
+    names = {*parse_lines(out, data[:end], _name)}
     if data[end:]:
         try:
-            names.add(_name(data[end:], out))
+            names.update(parse_lines(out, data[end:], _name))
         except ValueError:
             os.truncate(out, end)
         else:
@@ -141,8 +142,5 @@ def whole_lines(out: Path) -> set[str]:
     return names
 
 
-def _name(line: bytes, out: Path) -> str:
-    try:
-        return str(json.loads(line)["image"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{out} holds a damaged line: {error!r}") from error
+def _name(label: dict[str, Any]) -> str:
+    return str(label["image"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import check_face
 from img2pose_edge.training.store import LmdbReader
+
+T = TypeVar("T")
 
 HELD_OUT_ONE_IN = 40
 """One image in this many, by a checksum of its name (:func:`split`), is never trained on but validated on."""
@@ -160,6 +164,23 @@ def split(records: list[Record]) -> tuple[list[int], list[int]]:
     return [i for i in marks if i not in held_out], sorted(held_out)
 
 
+def parse_lines(labels: Path, data: bytes, parse: Callable[[Any], T]) -> list[T]:
+    """What ``parse`` makes of each line of JSON in ``data``, which is of the file ``labels``. Blank lines, and the mark
+    that some editors put before the first one, mean nothing.
+
+    Raises:
+        ValueError: naming file and line, if a line is no JSON, or lacks what ``parse`` takes of it.
+    """
+    parsed = []
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if line.strip():
+            try:
+                parsed.append(parse(json.loads(line)))
+            except (KeyError, ValueError, TypeError) as error:
+                raise ValueError(f"{labels}, line {number}: {error!r}") from error
+    return parsed
+
+
 def read_records(labels: Path) -> list[Record]:
     """Records of a ``labels.jsonl`` file, in file order.
 
@@ -171,13 +192,7 @@ def read_records(labels: Path) -> list[Record]:
         raise FileNotFoundError(
             f"no labels file {labels}: --data expects a folder with labels.jsonl and the images it names"
         )
-    records = []
-    with labels.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                records.append(make_record(json.loads(line)))
-            except (KeyError, ValueError, TypeError) as error:
-                raise ValueError(f"{labels}, line {number}: {error!r}") from error
+    records = parse_lines(labels, labels.read_bytes(), make_record)
     if not records:
         raise ValueError(f"{labels} is empty: expected one image a line")
     return records

@@ -18,6 +18,7 @@ import numpy as np
 
 from img2pose_edge.benchmarks.accuracy import read_mat
 from img2pose_edge.preprocess import is_image
+from img2pose_edge.training.data import parse_lines
 from img2pose_edge.training.store import LmdbReader
 
 Face = dict[str, Any]
@@ -34,7 +35,8 @@ class Source:
     Both raise ``OSError`` or ``ValueError`` where a file is missing or damaged. ``name`` starts with the
     collection (``wider``, ``300w``, …) that training mixes by. ``posed``: faces come with all that training needs.
     ``size``: width and height that the label claims. ``label``: the file that holds this image's label alone.
-    ``checksum``: of label and image, where the data set tells one.
+    ``checksum``: of label and image, where the data set tells one. ``file()``: where the image lies, if it has a file
+    of its own; raises as the others do.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Source:
     size: tuple[int, int] | None = None
     label: Path | None = None
     checksum: int | None = None
+    file: Callable[[], Path] | None = None
 
 
 def read_sources(path: Path, images: Path | None = None) -> list[Source]:
@@ -85,6 +88,10 @@ def _read(path: Path, root: Path) -> list[Source]:
     return _read_retinaface(path, root) if first.startswith("#") else _read_img2pose(path, root)
 
 
+def _of_file(name: str, file: Path, faces: Callable[[], list[Face]], **more: Any) -> Source:
+    return Source(name, file.read_bytes, faces, file=lambda: file, **more)
+
+
 def _read_lmdb(path: Path) -> list[Source]:
     reader = LmdbReader(path)
 
@@ -100,15 +107,11 @@ def _read_lmdb(path: Path) -> list[Source]:
 
 
 def _read_jsonl(path: Path) -> list[Source]:
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            item = json.loads(line)
-            name, faces, size = item["image"], item["faces"], (item["width"], item["height"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}") from error
-        found.append(Source(name, (path.parent / name).read_bytes, partial(list, faces), True, size))
-    return found
+    def source(label: dict[str, Any]) -> Source:
+        name, faces, size = label["image"], label["faces"], (label["width"], label["height"])
+        return _of_file(name, path.parent / name, partial(list, faces), posed=True, size=size)
+
+    return parse_lines(path, path.read_bytes(), source)
 
 
 def _read_retinaface(path: Path, root: Path) -> list[Source]:
@@ -140,7 +143,7 @@ def _read_retinaface(path: Path, root: Path) -> list[Source]:
             parsed.append(face)
         return parsed
 
-    return [Source(f"wider/{name}", (root / name).read_bytes, partial(faces, lines)) for name, lines in blocks]
+    return [_of_file(f"wider/{name}", root / name, partial(faces, lines)) for name, lines in blocks]
 
 
 def _read_img2pose(path: Path, root: Path) -> list[Source]:
@@ -173,14 +176,20 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
             parsed.append(face)
         return parsed
 
+    def file(name: str) -> Path:
+        return root / str(load(name)["image_path"])
+
     def image(name: str) -> bytes:
-        return (root / load(name)["image_path"]).read_bytes()
+        return file(name).read_bytes()
 
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if names and names[0].startswith(("{", "[")):
         raise ValueError(f"{path} is JSON of another kind: expected {EXPECTED}")
     collection = "wider" if "wider" in path.stem.lower() else path.stem
-    return [Source(f"{collection}/{n}", partial(image, n), partial(faces, n), label=find(n)) for n in names]
+    return [
+        Source(f"{collection}/{n}", partial(image, n), partial(faces, n), label=find(n), file=partial(file, n))
+        for n in names
+    ]
 
 
 def _read_folder(path: Path) -> list[Source]:
@@ -200,9 +209,9 @@ def _read_folder(path: Path) -> list[Source]:
         for suffix in labels[image][:1]:
             collection, read = kinds[suffix]
             label = image.with_suffix(suffix)
-            found.append(Source(f"{collection}/{name}", image.read_bytes, partial(read, label), label=label))
+            found.append(_of_file(f"{collection}/{name}", image, partial(read, label), label=label))
         if not labels[image]:
-            found.append(Source(str(name), image.read_bytes, partial(unlabelled, image)))
+            found.append(_of_file(str(name), image, partial(unlabelled, image)))
     return found
 
 

@@ -183,17 +183,30 @@ SHOWN_PICTURES = 64
 """Pictures that a network to be quantized is shown before it trains, to choose the steps of its activations by."""
 
 
-def quantizable(network: nn.Module, options: TrainOptions, pictures: list[np.ndarray]) -> nn.Module:
-    """The network as a graph that rounds as int8 will, with steps from (S, S, 3) uint8 BGR pictures.
+def quantizable(network: nn.Module, options: TrainOptions) -> EdgeNet:
+    """The network itself.
 
     Raises:
-        ValueError: if it is no edge network.
+        ValueError: if it is no edge network, or a float layer is unknown.
     """
-    from img2pose_edge.quantize.graph import calibrated
+    from img2pose_edge.quantize.graph import check_layers
 
     if not isinstance(network, EdgeNet):
         raise ValueError(f"only edge networks are quantized, not a {options.network}")
-    return calibrated(network, pictures, options.float_layers)
+    check_layers(network, options.float_layers)
+    return network
+
+
+def check_run(state: dict[str, Any], options: TrainOptions, last: Path) -> None:
+    """Raise ``ValueError`` if ``state``, which ``last`` holds, is none of a run to go on with by these options."""
+    lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]
+    if lacking:
+        raise ValueError(f"{last} is no state of a run to go on with: it lacks {', '.join(lacking)}")
+    before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
+    other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
+    if other:
+        changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())
+        raise ValueError(f"{last.parent} holds a run of other options: {changes}. Use another folder or its options.")
 
 
 def limit_worker_threads(_: int) -> None:
@@ -297,6 +310,11 @@ def train(
         raise ValueError(f"a cache is for the pictures of a folder: those of {data} are decoded each time")
     keep_freed_memory()
     torch.manual_seed(options.seed)
+    state = load_checkpoint(last) if last.exists() else None
+    if state:  # this, too, is told before all pictures are decoded
+        check_run(state, options, last)
+    network = begin(options, initial, last)
+    to_quantize = quantizable(network, options) if options.int8 else None
     opened = open_data(data, cache or run) if rank == 0 else None  # decodes before the other processes look
     if world > 1:
         torch.distributed.barrier()
@@ -304,10 +322,12 @@ def train(
     training, held_out = split(records)
     composer = Composer(records, pixels, training, options.crop_size, options.seed, STRENGTHS[options.augmentation])
 
-    network = begin(options, initial, last)
     shape = network.config if isinstance(network, EdgeNet) else None
-    if options.int8:
-        network = quantizable(network, options, [composer[i].image for i in range(SHOWN_PICTURES)])
+    if to_quantize:
+        from img2pose_edge.quantize.graph import calibrated
+
+        pictures = [composer[i].image for i in range(SHOWN_PICTURES)]
+        network = calibrated(to_quantize, pictures, options.float_layers)
     objective = build_objective(network, options, where)
     if not initial and not last.exists():
         objective.prepare([records[i] for i in training])
@@ -323,19 +343,10 @@ def train(
     arrays = "boxes", "local", "trust", "landmarks", "ignore"
     marks = ([as_bytes(r.image), *(getattr(r.faces, name).tobytes() for name in arrays)] for r in records)
     labels = zlib.crc32(b"".join(part for of in marks for part in of))
-    if last.exists():
-        state = load_checkpoint(last)
-        lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]
-        if lacking:
-            raise ValueError(f"{last} is no state of a run to go on with: it lacks {', '.join(lacking)}")
+    if state:
         origin = join_origins([state] if state.get("labels", labels) == labels else [state, origin])
         if state.get("labels", labels) != labels:
             logger.warning("%s began with other pictures or labels than those of %s", last, data)
-        before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
-        other = {k: (v, before[k]) for k, v in asdict(options).items() if before[k] != v and k != "steps"}
-        if other:
-            changes = ", ".join(f"{k}={now} (it has {then})" for k, (now, then) in other.items())
-            raise ValueError(f"{run} holds a run of other options: {changes}. Use another folder or its options.")
         try:
             network.load_state_dict(state["raw_weights"])
         except RuntimeError as error:

@@ -122,7 +122,8 @@ def prepare(
 
 
 def identify(source: Path, sources: list[Source], longest: int) -> int:
-    """What tells a data set from others: its images' names and labels (corrected ones make another), and the size."""
+    """What tells a data set from others: its images' names, files and labels (corrected ones make another), and the
+    size. Not where it lies: a folder may be moved."""
     marks = [s.name if s.checksum is None else f"{s.name} {s.checksum:08x}" for s in sources]
     names = "\n".join([*marks, f"longest {longest}"])
     identity = zlib.crc32(as_bytes(names))
@@ -131,7 +132,18 @@ def identify(source: Path, sources: list[Source], longest: int) -> int:
     files += [s.label for s in sources if s.label]
     for path in track(files, "reading labels"):
         identity = zlib.crc32(path.read_bytes(), identity)
+    for item in track(sources, "looking at images"):
+        identity = zlib.crc32(file_state(item).encode(), identity)
     return identity
+
+
+def file_state(source: Source) -> str:
+    """Size and time of an image's file, as of one that was replaced they are others; empty where there is none."""
+    try:
+        state = source.file().stat() if source.file else None
+    except (OSError, ValueError, TypeError, KeyError):  # told when it is read
+        state = None
+    return f"{state.st_size} {state.st_mtime_ns}" if state else ""
 
 
 def write_statistics(records: list[Record], out: Path) -> list[Path]:
