@@ -22,11 +22,16 @@ NEUTRAL_SIZE = 20.0
 """Apparent size, pixels of the network's image per face unit, at which a score stays as it is: a face about 30 pixels
 across."""
 UNSURE = 0.5
-"""Scores below it are weighed by the cells that agree: see :func:`supported`."""
+"""Scores below it are weighed: see :func:`weigh_unsure`."""
 AGREEING_IOU, AGREEING_SHARE = 0.6, 0.5
 """Cells agree with a face if their boxes overlap its own by that much, and have at least that share of its score."""
 ENOUGH_CELLS = 8
 """Agreeing cells, the face's own among them, of a face that stays as it is."""
+PROFILE_GAIN = 0.2
+"""What the logit of an unsure face gains with each radian of yaw: profiles are harder to be sure of."""
+LARGE_SIZE, LARGE_LOSS = 40.0, 0.4
+"""Apparent size, pixels of the network's image per face unit (a face about 60 pixels across), from which on the logit of
+an unsure face loses that much with each doubling: large faces are seldom unsure."""
 
 
 def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
@@ -90,28 +95,40 @@ def candidates(
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 
-def supported(scores: np.ndarray, kept: np.ndarray, overlap: np.ndarray, support_gain: float) -> np.ndarray:
-    """Scores of faces, those below :data:`UNSURE` weighed by how many cells agree on them: what only one or two cells
-    take for a face seldom is one.
+def weigh_unsure(
+    scores: np.ndarray,
+    kept: np.ndarray,
+    overlap: np.ndarray,
+    size: np.ndarray,
+    local: np.ndarray,
+    support_gain: float,
+) -> np.ndarray:
+    """Scores of faces, those below :data:`UNSURE` weighed by what else tells faces from what is none: how many cells
+    agree (what only one or two take for a face seldom is one), yaw, and size.
 
     Args:
         scores: (N,) of all cells, from :func:`least_agreeing` on.
         kept: (K,) indices of the faces' own cells.
         overlap: (K, N) intersection over union of the faces' boxes and the cells'.
+        size: (K,) apparent sizes, pixels of the network's image per face unit.
+        local: (K, 3, 3) local rotations.
         support_gain: what a logit loses with each halving of the agreeing cells below :data:`ENOUGH_CELLS`; 0 or more.
 
     Returns:
-        (K,), none above what it was.
+        (K,), none raised to :data:`UNSURE`.
     """
     own = scores[kept]
     agree = (overlap >= AGREEING_IOU) & (scores >= AGREEING_SHARE * own[:, None])
     agree[np.arange(len(kept)), kept] = True
-    lost = support_gain * np.log2(np.minimum(agree.sum(1) / ENOUGH_CELLS, 1))
-    return np.where(own < UNSURE, own / (own + (1 - own) * np.exp(-lost)), own)
+    lost = LARGE_LOSS * np.log2(np.maximum(size / LARGE_SIZE, 1))
+    lost -= support_gain * np.log2(np.minimum(agree.sum(1) / ENOUGH_CELLS, 1))
+    lost -= PROFILE_GAIN * np.radians(np.abs(geometry.matrix_to_angles(local)[:, 1]))
+    weighed = own / (own + (1 - own) * np.exp(lost))
+    return np.where(own < UNSURE, np.minimum(weighed, np.nextafter(UNSURE, 0)), own)
 
 
 def least_agreeing(threshold: float, support_gain: float) -> float:
-    """Least score of cells that :func:`supported` asks about faces from ``threshold`` on."""
+    """Least score of cells that :func:`weigh_unsure` asks about faces from ``threshold`` on."""
     return threshold * AGREEING_SHARE if support_gain and threshold < UNSURE else threshold
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.decode import UNSURE, candidates, least_agreeing, proposal_candidates, supported
+from img2pose_edge.decode import UNSURE, candidates, least_agreeing, proposal_candidates, weigh_unsure
 from img2pose_edge.engines import Engine, choose_engine, installed, load_engine
 from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
@@ -155,7 +155,7 @@ class PoseDetector:
                 scores, poses, proposals = outputs
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
-        weighing = self.model.merge_iou, self.model.support_gain, threshold
+        weighing = self.model.merge_iou, self.model.merge_below, self.model.support_gain, threshold
         return make_faces(*found, scale, camera, overlap, boxes, *weighing)
 
     def stream(
@@ -237,6 +237,7 @@ def make_faces(
     nms_iou: float,
     boxes: np.ndarray | None = None,
     merge_iou: float = 0.0,
+    merge_below: float = 1.0,
     support_gain: float = 0.0,
     threshold: float = 0.0,
 ) -> Faces:
@@ -250,7 +251,8 @@ def make_faces(
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
         merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
             and score; 0: its own alone. Only what is given counts.
-        support_gain: see ``decode.supported``; 0: scores stay as they are.
+        merge_below: score below which that is done; 1: of all faces.
+        support_gain: see ``decode.weigh_unsure``; 0: scores stay as they are.
         threshold: least score of a face, after that.
     """
     if not len(scores):
@@ -270,16 +272,17 @@ def make_faces(
         scores, center, size, local, rotation, translation, boxes = (part[has_box] for part in parts)
     keep = non_maximum_suppression(boxes, scores, nms_iou)
     unsure = support_gain > 0 and scores[keep[-1]] < UNSURE
-    merges = merge_iou > 0 and len(keep) < len(scores)
+    merges = merge_iou > 0 and scores[keep[-1]] < merge_below and len(keep) < len(scores)
     if unsure or merges:
         overlap = pairwise_iou(boxes[keep], boxes)
     found = scores[keep]
     if unsure:
-        found = supported(scores, keep, overlap, support_gain)
+        in_network = size[keep] * np.sqrt(scale[0] * scale[1])
+        found = weigh_unsure(scores, keep, overlap, in_network, local[keep], support_gain)
         best = np.argsort(-found, kind="stable")[: np.count_nonzero(found >= threshold)]
         found, keep, overlap = found[best], keep[best], overlap[best]
     if merges:
-        same = overlap >= merge_iou
+        same = (overlap >= merge_iou) & (scores[keep] < merge_below)[:, None]
         same[:, keep] = np.eye(len(keep), dtype=bool)  # what stays is another face
         center, size, local = mean_poses(overlap * same * scores, center, size, local)
         rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)

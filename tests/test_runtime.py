@@ -331,6 +331,33 @@ def test_unsure_faces_are_weighed_by_the_cells_that_agree() -> None:
     assert [f.score for f in make_faces(*sure, support_gain=0.3)] == [f.score for f in make_faces(*sure)]
 
 
+def test_unsure_profiles_gain_and_unsure_large_faces_lose() -> None:
+    """Three faces of one cell: from the front, a profile, and one of 160 pixels per face unit at half the resolution
+    that the network sees; and the same, sure."""
+    camera = geometry.default_intrinsics(640, 480)
+    center, size = np.array([[100.0, 200], [250, 200], [450, 200]]), np.array([60.0, 60, 320])
+    local = geometry.angles_to_matrix(np.array([[0.0, 0, 0], [0, -80, 0], [0, 0, 0]]))
+
+    def logits(*scores: float) -> np.ndarray:
+        given = np.array(scores), center * 2, size, local, np.array([2.0, 2.0]), camera, 0.5
+        found = {round(f.box[[0, 2]].mean()): f.score for f in make_faces(*given, support_gain=0.3)}
+        values = np.array([found[x] for x in sorted(found)])
+        return np.log(values / (1 - values))
+
+    front = np.log(0.4 / 0.6) - 0.3 * 3 - 0.4 * np.log2(1.5)
+    large = np.log(0.2 / 0.8) - 0.3 * 3 - 0.4 * 3
+    np.testing.assert_allclose(logits(0.4, 0.4, 0.2), [front, front + 0.2 * np.radians(80), large], atol=1e-9)
+    np.testing.assert_allclose(logits(0.7, 0.6, 0.5), np.log([0.7 / 0.3, 0.6 / 0.4, 1.0]), atol=1e-9)
+
+
+def test_no_unsure_face_becomes_sure() -> None:
+    """A profile of eight cells just below one half, which gains .3."""
+    camera, local = geometry.default_intrinsics(640, 480), geometry.angles_to_matrix(np.array([[0.0, 90, 0]] * 8))
+    given = np.linspace(0.49, 0.48, 8), np.tile([300.0, 200], (8, 1)), np.full(8, 30.0), local, np.ones(2), camera, 0.5
+    (face,) = make_faces(*given, support_gain=0.3)
+    assert 0.4999 < face.score < 0.5
+
+
 @pytest.mark.parametrize("name", ["edge-n", "edge-s"])
 def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.ndarray) -> None:
     """The cells that agree on an unsure face may themselves be below the threshold."""
@@ -346,14 +373,17 @@ def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     tmp_path: Path, astronaut: np.ndarray
 ) -> None:
     model = find_model("edge-n")
-    manifest = model.manifest | {"thresholds": model.manifest["thresholds"] | {"merge_iou": 0.0}, "score_gain": 0.0}
+    thresholds = {"score": 0.5, "nms_iou": 0.5}
+    manifest = model.manifest | {"thresholds": thresholds, "score_gain": 0.0}
     del manifest["support_gain"]
     shutil.copy(model.path, tmp_path / "m.onnx")
     results = []
-    for change in ({}, {"score_gain": 0.3}, {"thresholds": manifest["thresholds"] | {"merge_iou": 0.6}}):
+    averaging = thresholds | {"merge_iou": 0.6}
+    unsure = averaging | {"merge_below": 0.5}
+    for change in ({}, {"score_gain": 0.3}, {"thresholds": averaging}, {"thresholds": unsure}):
         (tmp_path / "m.json").write_text(json.dumps(manifest | change))
         results.append(PoseDetector(tmp_path / "m.onnx", threads=1)(astronaut)[0])
-    plain, gained, merged = results
+    plain, gained, merged, sure = results
     octaves = np.log2(geometry.camera_to_local(plain.rotation, plain.translation, plain.intrinsics)[1] / 20)
 
     def logit(score: float) -> float:
@@ -363,6 +393,7 @@ def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     assert merged.score == plain.score
     assert 0 < np.abs(merged.box - plain.box).max() < 8
     assert 0 < np.degrees(geometry.geodesic_distance(merged.rotation, plain.rotation)) < 5
+    np.testing.assert_array_equal(sure.pose, plain.pose)
 
 
 def test_a_face_beside_the_camera_has_no_box() -> None:
@@ -420,6 +451,10 @@ def test_poses_of_one_face_are_averaged_by_overlap_and_score() -> None:
     for a, b in zip(alone[1:], merged[1:], strict=True):
         np.testing.assert_allclose(a.pose, b.pose, atol=1e-9)
         np.testing.assert_allclose(a.box, b.box, atol=1e-9)
+    few = make_faces(*given, merge_iou=0.6, merge_below=0.5)
+    assert few[0].yaw == pytest.approx(10, abs=1e-9)
+    low = make_faces(scores / 2, *given[1:], merge_iou=0.6, merge_below=0.5)
+    np.testing.assert_allclose(low[0].pose, merged[0].pose, atol=1e-9)
     # Faces that are kept apart are not averaged with each other.
     apart = make_faces(*given[:6], 0.99, merge_iou=0.6)
     np.testing.assert_allclose([f.yaw for f in apart], yaws, atol=1e-9)
