@@ -30,8 +30,8 @@ ENOUGH_CELLS = 8
 PROFILE_GAIN = 0.2
 """What the logit of an unsure face gains with each radian of yaw: profiles are harder to be sure of."""
 LARGE_SIZE, LARGE_LOSS = 40.0, 0.4
-"""Apparent size, pixels of the network's image per face unit (a face about 60 pixels across), from which on the logit of
-an unsure face loses that much with each doubling: large faces are seldom unsure."""
+"""Apparent size, pixels of the network's image per face unit (a face about 60 pixels across), from which on the logit
+of an unsure face loses that much with each doubling: large faces are seldom unsure."""
 
 
 def cells_to_local(maps: Array, cells: Array, strides: Array) -> tuple[Array, Array, Array]:
