@@ -45,6 +45,7 @@ from img2pose_edge.training.augment import (
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records, reserve
 from img2pose_edge.training.grow import grow
+from img2pose_edge.training.interrupt import kept_signals
 from img2pose_edge.training.loop import CsvLog, TrainOptions, collate, learning_rate, train
 from img2pose_edge.training.losses import box_iou, eiou_loss, quality_focal_loss, score_target
 from img2pose_edge.training.networks import build_network, load_network
@@ -643,6 +644,40 @@ def test_a_slow_run_is_saved_before_its_five_hundredth_step(
     a, b = load_checkpoint(whole), load_checkpoint(cut)
     for name, value in a["weights"].items():
         torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_is_saved_where_it_was_stopped(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    average, before = loop.update_average, signal.getsignal(number)
+
+    def stopped(state: dict[str, torch.Tensor], network: nn.Module, step: int, decay: float) -> None:
+        if step == 2:
+            os.kill(os.getpid(), number)
+        average(state, network, step, decay)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update_average", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_data, tmp_path / "cut", small_options(4), workers=1)
+    assert load_checkpoint(tmp_path / "cut/last.pt")["step"] == 3
+    assert signal.getsignal(number) == before
+    cut = train(tiny_data, tmp_path / "cut", small_options(4), workers=0)
+    whole = train(tiny_data, tmp_path / "whole", small_options(4), workers=0)
+    a, b = load_checkpoint(whole), load_checkpoint(cut)
+    for name, value in a["weights"].items():
+        torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_second_signal_interrupts_at_once() -> None:
+    with kept_signals() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: kept_signals().__enter__()).result() == []
 
 
 def test_two_processes_train_together(tiny_data: Path, tmp_path: Path) -> None:

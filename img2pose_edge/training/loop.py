@@ -9,9 +9,11 @@ import io
 import logging
 import math
 import os
+import signal
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from img2pose_edge.training.checkpoint import join_origins, load_checkpoint, sav
 from img2pose_edge.training.data import as_bytes, open_data, split
 from img2pose_edge.training.distill import load_teacher
 from img2pose_edge.training.grow import grow
+from img2pose_edge.training.interrupt import kept_signals
 from img2pose_edge.training.memory import keep_freed_memory
 from img2pose_edge.training.networks import FULL, build_network, load_network
 from img2pose_edge.training.networks.edge import CONFIGS, EdgeNet
@@ -209,12 +212,14 @@ def check_run(state: dict[str, Any], options: TrainOptions, last: Path) -> None:
         raise ValueError(f"{last.parent} holds a run of other options: {changes}. Use another folder or its options.")
 
 
-def limit_worker_threads(_: int) -> None:
-    """A loader's worker is one process on one core; OpenCV would start a pool of its own in each."""
+def begin_worker(_: int) -> None:
+    """A loader's worker is one process on one core; OpenCV would start a pool of its own in each. It ends with the run:
+    Ctrl-C in a terminal reaches it, too."""
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @torch.no_grad()
@@ -275,6 +280,9 @@ def train(
         cache: folder for decoded pixels, default ``run``.
         device: ``cpu`` or ``cuda``; default CUDA where there is one.
         workers: loader processes.
+
+    Ctrl-C and SIGTERM end the run after the step it is at (and its validation, if that is due), saved; a second one at
+    once. Not under ``torchrun``.
 
     Returns:
         path of the last checkpoint.
@@ -393,7 +401,7 @@ def train(
         sampler=order,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=limit_worker_threads,
+        worker_init_fn=begin_worker,
         pin_memory=where.type == "cuda",
         prefetch_factor=4 if workers else None,
         # The quantizer's library starts threads, and a process with threads must not be forked.
@@ -405,53 +413,60 @@ def train(
     steps = range(start, end)
     batches = iter(loader)
     saved = time.monotonic()
-    for step in track(steps, options.network, start) if rank == 0 else steps:
-        batch = next(batches).to(where)
-        if options.schedule == "cosine" or step < options.warmup_steps:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, options)
-        rate = optimizer.param_groups[0]["lr"]
-        torch.manual_seed(options.seed + step)  # the full model samples proposals: a resumed run the same ones
-        loss, parts = trained(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
-        if norm.isfinite():
-            optimizer.step()
-        else:
-            logger.warning("step %d is left out: its gradient is not finite", step)
-        update_average(average, network, step, options.ema_decay)
+    # Several processes would stop at different steps.
+    keeping: AbstractContextManager[list[int]] = kept_signals() if world == 1 else nullcontext([])
+    with keeping as signals:
+        for step in track(steps, options.network, start) if rank == 0 else steps:
+            batch = next(batches).to(where)
+            if options.schedule == "cosine" or step < options.warmup_steps:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, options)
+            rate = optimizer.param_groups[0]["lr"]
+            torch.manual_seed(options.seed + step)  # the full model samples proposals: a resumed run the same ones
+            loss, parts = trained(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+            if norm.isfinite():
+                optimizer.step()
+            else:
+                logger.warning("step %d is left out: its gradient is not finite", step)
+            update_average(average, network, step, options.ema_decay)
 
-        done = step + 1
-        for name, value in {"loss": loss, **parts}.items():
-            recent.setdefault(name, []).append(value.item())
-        if done % log_every == 0 or done == options.steps:
-            if log:
-                log.write(step=done, learning_rate=rate, **{k: float(np.mean(v)) for k, v in recent.items()})
-            recent = {}
-        stop = done == options.steps
-        if done % validate_every == 0 or stop:
-            merit = torch.zeros(1, device=where)
-            if rank == 0 and log:
-                judge = copy.deepcopy(network)
-                judge.load_state_dict(average)
-                found = validate(judge.eval(), records, held_out, pixels, where)
-                log.write(step=done, **found)
-                merit += found["ap"] - found["mae"] / 100
-            if world > 1:  # every process must take the same turn
-                torch.distributed.broadcast(merit, 0)
-            stale = 0 if merit.item() > best else stale + 1
-            if rank == 0 and stale == 0:
-                save_checkpoint(weights(done), run / "best.pt")
-            best = max(best, merit.item())
-            if options.schedule == "plateau":
-                plateau.step(merit.item())
-            stop = stop or 0 < options.patience <= stale
-        if rank == 0 and (done % save_every == 0 or stop or time.monotonic() - saved >= SAVE_SECONDS):
-            save_checkpoint(snapshot(done), last)
-            saved = time.monotonic()
-        if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
-            break
+            done = step + 1
+            for name, value in {"loss": loss, **parts}.items():
+                recent.setdefault(name, []).append(value.item())
+            if done % log_every == 0 or done == options.steps:
+                if log:
+                    log.write(step=done, learning_rate=rate, **{k: float(np.mean(v)) for k, v in recent.items()})
+                recent = {}
+            stop = done == options.steps
+            if done % validate_every == 0 or stop:
+                merit = torch.zeros(1, device=where)
+                if rank == 0 and log:
+                    judge = copy.deepcopy(network)
+                    judge.load_state_dict(average)
+                    found = validate(judge.eval(), records, held_out, pixels, where)
+                    log.write(step=done, **found)
+                    merit += found["ap"] - found["mae"] / 100
+                if world > 1:  # every process must take the same turn
+                    torch.distributed.broadcast(merit, 0)
+                stale = 0 if merit.item() > best else stale + 1
+                if rank == 0 and stale == 0:
+                    save_checkpoint(weights(done), run / "best.pt")
+                best = max(best, merit.item())
+                if options.schedule == "plateau":
+                    plateau.step(merit.item())
+                stop = stop or 0 < options.patience <= stale
+            late = time.monotonic() - saved >= SAVE_SECONDS
+            if rank == 0 and (done % save_every == 0 or stop or late or signals):
+                save_checkpoint(snapshot(done), last)
+                saved = time.monotonic()
+            if signals and not stop:
+                logger.warning("stopped at step %d, from which the same command goes on", done)
+                raise KeyboardInterrupt
+            if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
+                break
     if world > 1:
         # No process returns before the checkpoint is written. The group's threads end with its last owner, DDP;
         # alive, they may still hold a tensor while the interpreter goes, which aborts the process.
