@@ -57,6 +57,8 @@ class ExportOptions:
         for name in ("merge_iou", "merge_below"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.merge_below < 1 and not self.merge_iou:
+            raise ValueError("merge_below is of averaged poses: give merge_iou, too")
         if self.size and self.format != "tflite":
             raise ValueError(f"size is of models in tflite; those in {self.format} take images of any size")
         if self.proposals is not None and self.proposals < 1:

@@ -26,7 +26,7 @@ UNSURE = 0.5
 AGREEING_IOU, AGREEING_SHARE = 0.6, 0.5
 """Cells agree with a face if their boxes overlap its own by that much, and have at least that share of its score."""
 ENOUGH_CELLS = 8
-"""Agreeing cells, the face's own among them, of a face that stays as it is."""
+"""Agreeing cells, the face's own among them, from which on a face loses nothing for their number."""
 PROFILE_GAIN = 0.2
 """What the logit of an unsure face gains with each radian of yaw: profiles are harder to be sure of."""
 LARGE_SIZE, LARGE_LOSS = 40.0, 0.4
@@ -128,8 +128,12 @@ def weigh_unsure(
 
 
 def least_agreeing(threshold: float, support_gain: float) -> float:
-    """Least score of cells that :func:`weigh_unsure` asks about faces from ``threshold`` on."""
-    return threshold * AGREEING_SHARE if support_gain and threshold < UNSURE else threshold
+    """Least score of cells that :func:`weigh_unsure` asks about faces that it gives at least ``threshold``, a profile
+    among them that had less."""
+    if not support_gain or threshold >= UNSURE:
+        return threshold
+    odds = threshold / (1 - threshold) * math.exp(-PROFILE_GAIN * math.pi / 2)
+    return AGREEING_SHARE * odds / (1 + odds)
 
 
 def proposal_candidates(

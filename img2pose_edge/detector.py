@@ -251,7 +251,7 @@ def make_faces(
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
         merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
             and score; 0: its own alone. Only what is given counts.
-        merge_below: score below which that is done; 1: of all faces.
+        merge_below: score, before it is weighed, below which that is done; 1: of all faces.
         support_gain: see ``decode.weigh_unsure``; 0: scores stay as they are.
         threshold: least score of a face, after that.
     """

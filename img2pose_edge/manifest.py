@@ -80,7 +80,8 @@ class Model:
 
     @property
     def support_gain(self) -> float:
-        """What the logit of an unsure face loses with each halving of the cells that agree on it."""
+        """What the logit of an unsure face loses with each halving of the cells that agree on it; where it is more than
+        0, yaw and size count, too (``decode.weigh_unsure``)."""
         return float(self.manifest.get("support_gain", 0.0))
 
     @property

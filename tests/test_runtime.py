@@ -25,7 +25,7 @@ from conftest import ASTRONAUT_BOX
 from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
-from img2pose_edge.decode import candidates
+from img2pose_edge.decode import candidates, least_agreeing
 from img2pose_edge.detector import make_faces
 from img2pose_edge.engines import READERS, load_engine, ort
 from img2pose_edge.manifest import bundled_models, find_model
@@ -348,6 +348,25 @@ def test_unsure_profiles_gain_and_unsure_large_faces_lose() -> None:
     large = np.log(0.2 / 0.8) - 0.3 * 3 - 0.4 * 3
     np.testing.assert_allclose(logits(0.4, 0.4, 0.2), [front, front + 0.2 * np.radians(80), large], atol=1e-9)
     np.testing.assert_allclose(logits(0.7, 0.6, 0.5), np.log([0.7 / 0.3, 0.6 / 0.4, 1.0]), atol=1e-9)
+    np.testing.assert_allclose(logits(0.4, 0.6, 0.2), [front, np.log(0.6 / 0.4), large], atol=1e-9)
+
+
+def test_a_profile_is_found_at_any_threshold_that_its_weighed_score_reaches() -> None:
+    """Its own score, .28, is below; two of the nine cells that agree have hardly half of it."""
+    scores = [np.full((1, 1, 4, 4), -9.0, np.float32)]
+    poses = [np.zeros((1, 9, 4, 4), np.float32)]
+    own = np.array([0.28, 0.27, 0.26, 0.25, 0.24, 0.23, 0.22, 0.142, 0.141])
+    scores[0].reshape(-1)[:9] = np.log(own / (1 - own))
+    offset = poses[0].reshape(9, -1)
+    cells = np.arange(16)
+    offset[0], offset[1], offset[2] = 2 - cells % 4, 2 - cells // 4, np.log(2)  # all see the face in the middle
+    offset[3:] = geometry.matrix_to_sixd(geometry.angles_to_matrix(np.array([0.0, 85, 0])))[:, None]
+    camera, found = geometry.default_intrinsics(640, 480), []
+    for threshold in (0.05, 0.3):
+        cells_found = candidates(scores, poses, [8], least_agreeing(threshold, 0.3))
+        found.append(make_faces(*cells_found, np.ones(2), camera, 0.5, support_gain=0.3, threshold=threshold))
+    (low,), (high,) = found
+    assert low.score == high.score > 0.3
 
 
 def test_no_unsure_face_becomes_sure() -> None:
@@ -367,6 +386,14 @@ def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.
     for threshold in (0.05, 0.1, 0.3, 0.5):
         some = detector.detect(astronaut, score_threshold=threshold)
         assert [f.score for f in some] == [f.score for f in many if f.score >= threshold]
+
+
+def test_averaging_unsure_faces_leaves_sure_ones(astronaut: np.ndarray) -> None:
+    detector = PoseDetector("edge-n", threads=1)
+    (sure,), many = detector.detect(astronaut), detector.detect(astronaut, score_threshold=0.05)
+    assert len(many) > 3
+    assert many[0].score == sure.score
+    np.testing.assert_allclose(many[0].pose, sure.pose, atol=1e-9)
 
 
 def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
@@ -646,6 +673,11 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
         ({"input": {"size": 640, "multiple": 32, "fixed": [480]}}, "input.fixed must be 2 positive whole numbers"),
         ({"score_gain": "big"}, "score_gain must be 0 to 100, got 'big'"),
         ({"score_gain": -0.2}, "score_gain must be 0 to 100, got -0.2"),
+        (
+            {"thresholds": {"score": 0.5, "nms_iou": 0.5, "merge_iou": -1}},
+            "thresholds.merge_iou must be a number from 0",
+        ),
+        ({"thresholds": {"score": 0.5, "nms_iou": 0.5, "merge_below": 2}}, "thresholds.merge_below must be a number"),
         ({"support_gain": -1}, "support_gain must be 0 to 100, got -1"),
         ({"points68": [[1, 2]]}, "points68 must be 68 points"),
     ):

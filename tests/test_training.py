@@ -670,6 +670,35 @@ def test_a_run_is_saved_where_it_was_stopped(
         torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_process_group_leaves_the_loaders_workers(
+    tiny_data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As Ctrl-C in a terminal, or ``timeout``, send it."""
+    command = [sys.executable, "-m", "img2pose_edge", "train", "--data", str(tiny_data), "--out", str(tmp_path / "run")]
+    command += ["--steps=100000", "--batch-size=4", "--crop-size=96", "--workers=2", "--device=cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as run:
+        rows, end = tmp_path / "run/metrics.csv", time.monotonic() + 120
+        while not (rows.exists() and len(rows.read_text().splitlines()) > 1) and time.monotonic() < end:
+            time.sleep(0.1)
+        os.killpg(run.pid, number)
+        errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, errors[-3000:]
+    assert f"stopped at step {load_checkpoint(tmp_path / 'run/last.pt')['step']}," in errors
+    assert "Traceback" not in errors
+
+
+def test_a_signal_that_was_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with kept_signals() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert came == []
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_signal_interrupts_at_once() -> None:
     with kept_signals() as came:
         os.kill(os.getpid(), signal.SIGINT)
@@ -733,6 +762,8 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
     save_checkpoint({"network": "edge-n", "weights": network.state_dict(), "step": 1}, checkpoint)
     with pytest.raises(ValueError, match=r"\.onnx"):
         export_model(checkpoint, tmp_path / "a.tflite")
+    with pytest.raises(ValueError, match="give merge_iou, too"):
+        ExportOptions(merge_below=0.5)
     for option in ("merge_iou", "merge_below"):
         with pytest.raises(ValueError, match=rf"{option}.*1\.5"):
             ExportOptions(**{option: 1.5})

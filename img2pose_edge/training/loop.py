@@ -9,7 +9,6 @@ import io
 import logging
 import math
 import os
-import signal
 import time
 import zlib
 from collections.abc import Sequence
@@ -213,13 +212,14 @@ def check_run(state: dict[str, Any], options: TrainOptions, last: Path) -> None:
 
 
 def begin_worker(_: int) -> None:
-    """A loader's worker is one process on one core; OpenCV would start a pool of its own in each. It ends with the run:
-    Ctrl-C in a terminal reaches it, too."""
+    """A loader's worker is one process on one core; OpenCV would start a pool of its own in each. It ends with the run,
+    so signals to the run's process group, as Ctrl-C in a terminal is, are not for it."""
     import cv2
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 @torch.no_grad()
@@ -462,8 +462,9 @@ def train(
             if rank == 0 and (done % save_every == 0 or stop or late or signals):
                 save_checkpoint(snapshot(done), last)
                 saved = time.monotonic()
-            if signals and not stop:
-                logger.warning("stopped at step %d, from which the same command goes on", done)
+            if signals:
+                if not stop:
+                    logger.warning("stopped at step %d, from which the same command goes on", done)
                 raise KeyboardInterrupt
             if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
                 break
