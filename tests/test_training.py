@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -646,6 +647,15 @@ def test_a_slow_run_is_saved_before_its_five_hundredth_step(
         torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests run in the background of a script, whose shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_is_saved_where_it_was_stopped(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
@@ -670,6 +680,7 @@ def test_a_run_is_saved_where_it_was_stopped(
         torch.testing.assert_close(b["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_the_process_group_leaves_the_loaders_workers(
     tiny_data: Path, tmp_path: Path, number: signal.Signals
@@ -699,6 +710,7 @@ def test_a_signal_that_was_ignored_stays_so() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_signal_interrupts_at_once() -> None:
     with kept_signals() as came:
         os.kill(os.getpid(), signal.SIGINT)
