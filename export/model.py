@@ -35,7 +35,7 @@ class ExportOptions:
     ``format``: ``onnx``, ``openvino`` or ``tflite``. ``precision``: ``fp32``, ``fp16`` (weights; arithmetic where the
     engine has it) or ``int8``, of a quantized checkpoint. ``size``: height and width of a TFLite model's input,
     multiples of 32 (default 480 and 640). ``proposals``: of a full network in an image (default 1,000).
-    ``score_threshold``, ``nms_iou``, ``merge_iou``, ``merge_below``: the runtime's defaults for this model. ``data``,
+    ``score_threshold``, ``nms_iou``, ``merge_iou``: the runtime's defaults for this model. ``data``,
     ``licence``: what the manifest says of training data and weights; empty means what the checkpoint knows of them.
     """
 
@@ -46,7 +46,6 @@ class ExportOptions:
     score_threshold: float = 0.5
     nms_iou: float = 0.5
     merge_iou: float = 0.0
-    merge_below: float = 1.0
     data: str = ""
     licence: str = ""
 
@@ -54,11 +53,8 @@ class ExportOptions:
         for name, known in {"format": tuple(FORMATS), "precision": PRECISIONS}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("merge_iou", "merge_below"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.merge_below < 1 and not self.merge_iou:
-            raise ValueError("merge_below is of averaged poses: give merge_iou, too")
+        if not 0 <= self.merge_iou <= 1:
+            raise ValueError(f"merge_iou must be between 0 and 1, got {self.merge_iou}")
         if self.size and self.format != "tflite":
             raise ValueError(f"size is of models in tflite; those in {self.format} take images of any size")
         if self.proposals is not None and self.proposals < 1:
@@ -103,7 +99,6 @@ def export_model(
                 "score": options.score_threshold,
                 "nms_iou": options.nms_iou,
                 "merge_iou": options.merge_iou,
-                "merge_below": options.merge_below,
             },
             data=options.data,
             licence=options.licence,
@@ -152,7 +147,7 @@ def _write(checkpoint: Path, out: Path, options: ExportOptions) -> tuple[dict[st
     else:
         float_onnx.write_onnx(network, middle, output_names(facts))
     if options.format == "openvino":
-        write_openvino(middle, out, half)
+        write_openvino(middle, out, half, int8)
     elif half:
         float_onnx.halve(middle)
     return state, network, facts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
@@ -19,7 +20,7 @@ from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
 from img2pose_edge.manifest import Model, find_model
 from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
-from img2pose_edge.pose_references import project_face_box
+from img2pose_edge.pose_references import distant_face_box, project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
 from img2pose_edge.video import Frame, Source
 
@@ -155,7 +156,7 @@ class PoseDetector:
                 scores, poses, proposals = outputs
                 points = self.model.points68
                 found, boxes = proposal_candidates(scores, poses, proposals, threshold, shape, points)
-        weighing = self.model.merge_iou, self.model.merge_below, self.model.support_gain, threshold
+        weighing = self.model.merge_iou, self.model.support_gain, threshold
         return make_faces(*found, scale, camera, overlap, boxes, *weighing)
 
     def stream(
@@ -237,7 +238,6 @@ def make_faces(
     nms_iou: float,
     boxes: np.ndarray | None = None,
     merge_iou: float = 0.0,
-    merge_below: float = 1.0,
     support_gain: float = 0.0,
     threshold: float = 0.0,
 ) -> Faces:
@@ -251,47 +251,47 @@ def make_faces(
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
         merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
             and score; 0: its own alone. Only what is given counts.
-        merge_below: score, before it is weighed, below which that is done; 1: of all faces.
         support_gain: see ``decode.weigh_unsure``; 0: scores stay as they are.
         threshold: least score of a face, after that.
     """
     if not len(scores):
         return Faces()
-    scores, local = scores[:MAX_CANDIDATES], local[:MAX_CANDIDATES]
-    center = center[:MAX_CANDIDATES] / scale
-    size = size[:MAX_CANDIDATES] / np.sqrt(scale[0] * scale[1])
-    rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
+    scores, center, size, local = (part[:MAX_CANDIDATES] for part in (scores, center, size, local))
+    follow = boxes is None
     if boxes is None:
-        with np.errstate(invalid="ignore"):
-            boxes = project_face_box(rotation, translation, intrinsics)
-    else:
-        boxes, merge_iou = boxes[:MAX_CANDIDATES] / np.tile(scale, 2), 0.0
-    has_box = np.isfinite(boxes).all(1)  # a face around the camera, or beside it, has none
-    if not has_box.all():
-        parts = scores, center, size, local, rotation, translation, boxes
-        scores, center, size, local, rotation, translation, boxes = (part[has_box] for part in parts)
+        boxes = distant_face_box(center, size, local)  # of one face's cells, perspective changes all alike
     keep = non_maximum_suppression(boxes, scores, nms_iou)
     unsure = support_gain > 0 and scores[keep[-1]] < UNSURE
-    merges = merge_iou > 0 and scores[keep[-1]] < merge_below and len(keep) < len(scores)
+    merges = follow and merge_iou > 0 and len(keep) < len(scores)
     if unsure or merges:
         overlap = pairwise_iou(boxes[keep], boxes)
     found = scores[keep]
     if unsure:
-        in_network = size[keep] * np.sqrt(scale[0] * scale[1])
-        found = weigh_unsure(scores, keep, overlap, in_network, local[keep], support_gain)
+        found = weigh_unsure(scores, keep, overlap, size[keep], local[keep], support_gain)
         best = np.argsort(-found, kind="stable")[: np.count_nonzero(found >= threshold)]
         found, keep, overlap = found[best], keep[best], overlap[best]
     if merges:
-        same = (overlap >= merge_iou) & (scores[keep] < merge_below)[:, None]
-        same[:, keep] = np.eye(len(keep), dtype=bool)  # what stays is another face
-        center, size, local = mean_poses(overlap * same * scores, center, size, local)
-        rotation, translation = geometry.local_to_camera(center, size, local, intrinsics)
-        boxes = project_face_box(rotation, translation, intrinsics)
+        overlap *= overlap >= merge_iou
+        overlap[:, keep] = np.eye(len(keep))  # what stays is another face
+        overlap *= scores
+        center, size, local = mean_poses(overlap, center, size, local)
     else:
-        rotation, translation, local, boxes = (part[keep] for part in (rotation, translation, local, boxes))
+        center, size, local = center[keep], size[keep], local[keep]
+    rotation, translation = geometry.local_to_camera(
+        center / scale, size / math.sqrt(scale[0] * scale[1]), local, intrinsics
+    )
+    if follow:
+        with np.errstate(invalid="ignore"):
+            boxes = project_face_box(rotation, translation, intrinsics)
+    else:
+        boxes = boxes[keep] / np.tile(scale, 2)
+    has_box = np.isfinite(boxes).all(1)  # a face around the camera, or beside it, has none
+    if not has_box.all():
+        parts = found, rotation, translation, local, boxes
+        found, rotation, translation, local, boxes = (part[has_box] for part in parts)
     poses = geometry.compose_pose(rotation, translation)
     angles = geometry.matrix_to_angles(local)
-    return Faces(map(Face, found.tolist(), boxes, poses, rotation, local, angles, repeat(intrinsics, len(keep))))
+    return Faces(map(Face, found.tolist(), boxes, poses, rotation, local, angles, repeat(intrinsics, len(found))))
 
 
 def mean_poses(

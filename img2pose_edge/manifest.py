@@ -98,11 +98,6 @@ class Model:
         """Overlap from which on poses of one face are averaged; 0: the best-scored one is taken."""
         return float(self.manifest["thresholds"].get("merge_iou", 0.0))
 
-    @property
-    def merge_below(self) -> float:
-        """Score below which poses of one face are averaged; 1: of all faces."""
-        return float(self.manifest["thresholds"].get("merge_below", 1.0))
-
 
 def bundled_models() -> list[str]:
     """Names of the models that come with the package."""
@@ -212,7 +207,6 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         number("thresholds", "score", 0, 1),
         number("thresholds", "nms_iou", 0, 1),
         number("thresholds", "merge_iou", 0, 1, 0.0),
-        number("thresholds", "merge_below", 0, 1, 1.0),
         *(f"{k} must be 0 to 100, got {v!r}" for k, v in gains if not isinstance(v, (int, float)) or not 0 <= v < 100),
         "" if posed else "points68 must be 68 points x, y, z",
         order or ("" if named else "outputs must be lists of names"),

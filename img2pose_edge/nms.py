@@ -34,8 +34,14 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray
     x1, y1, x2, y2 = b.T
     if extra:
         right, bottom, x2, y2 = right + extra, bottom + extra, x2 + extra, y2 + extra
-    width = np.minimum(right, x2) - np.maximum(left, x1)
-    height = np.minimum(bottom, y2) - np.maximum(top, y1)
-    overlap = np.maximum(width, 0) * np.maximum(height, 0)
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1) - overlap
+    # In place: of many boxes, memory for results in between takes longer than the arithmetic.
+    width = np.minimum(right, x2)
+    width -= np.maximum(left, x1)
+    overlap = np.minimum(bottom, y2)
+    overlap -= np.maximum(top, y1)
+    np.maximum(width, 0, out=width)
+    np.maximum(overlap, 0, out=overlap)
+    overlap *= width
+    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1)
+    union -= overlap
     return overlap / np.maximum(union, 1e-12)

@@ -136,6 +136,13 @@ class Source:
         path = Path(self._address)
         camera = is_camera(source)
         folder = not camera and os.path.isdir(path)
+        pipeline = " ! " in self._address and not os.path.exists(path)
+        address = bool(LIVE.match(self._address) or WEB.match(self._address))
+        if not (camera or folder or pipeline or address or os.path.isfile(path)):
+            raise FileNotFoundError(
+                f"no video {self.name}: neither file nor folder, camera number, address or pipeline"
+            )
+        what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
         self._rate = rate if path.suffix.lower() in RAW and os.path.isfile(path) else None
         if rate is not None and self._rate is None and not (camera or folder):
             raise ValueError(f"a rate is for folders, cameras and raw streams ({' '.join(RAW)}), not for {self.name}")
@@ -149,7 +156,7 @@ class Source:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             self.frames, self.rate = len(self._paths), rate or FOLDER_RATE
         else:
-            self._open(camera, path, rate, camera_size)
+            self._open(what, rate, camera_size)
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(1 if self.live else AHEAD)
         self._reader = _Reader(
             self.name,
@@ -169,24 +176,19 @@ class Source:
         self._end = weakref.finalize(self, end_reading, self._thread, self._stop)
         self._thread.start()
 
-    def _open(self, camera: bool, path: Path, rate: float | None, size: tuple[int, int] | None) -> None:
-        pipeline = " ! " in self._address and not os.path.exists(path)
-        address = bool(LIVE.match(self._address) or WEB.match(self._address))
+    def _open(self, what: str, rate: float | None, size: tuple[int, int] | None) -> None:
         streamed = self._address.split("?")[0].lower().endswith(STREAMED)
-        self._endless = camera or bool(LIVE.match(self._address)) or (address and streamed)
-        if not (camera or pipeline or address or os.path.isfile(path)):
-            raise FileNotFoundError(
-                f"no video {self.name}: neither file nor folder, camera number, address or pipeline"
-            )
-        if pipeline:
+        self._endless = what == "camera" or bool(LIVE.match(self._address)) or (what == "stream" and streamed)
+        if what == "pipeline":
             self._capture = cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
-        elif camera and not self._address.isdecimal():
+        elif what == "camera" and self._address.isdecimal():
+            self._capture = cv2.VideoCapture(int(self._address))
+        elif what == "camera":
             self._capture = cv2.VideoCapture(self._address, cv2.CAP_V4L2)
         else:
-            self._capture = cv2.VideoCapture(int(self._address) if camera else self._address)
+            self._capture = cv2.VideoCapture(self._address)
         if not self._capture.isOpened():
             self._capture.release()
-            what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
             why = {
                 "camera": "there is none of this number or name, or another program holds it",
                 "pipeline": "it is faulty, or this OpenCV was built without GStreamer (the wheel on PyPI is)",
@@ -194,7 +196,7 @@ class Source:
                 "video": "it is damaged, or its codec is missing",
             }
             raise NotOpen(f"{what} {self.name} does not open: {why[what]}")
-        if camera:
+        if what == "camera":
             ask_camera(self._capture, self.name, size, rate)
         told = self._capture.get(cv2.CAP_PROP_FPS)
         if not 0 < told <= FASTEST:  # some cameras tell the ticks of their clock
@@ -205,8 +207,8 @@ class Source:
         if across > 0 and down > 0:
             self.pixel_aspect = Fraction(across, down)
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self._endless = self._endless or (address and count <= 0)  # a web camera, whatever its address ends in
-        self.live = self._endless or pipeline
+        self._endless = self._endless or (what == "stream" and count <= 0)  # a web camera, whatever its address ends in
+        self.live = self._endless or what == "pipeline"
         self.frames = count if count > 0 and not self.live else None
 
     def __enter__(self) -> Source:

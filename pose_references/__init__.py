@@ -70,3 +70,25 @@ def project_face_box(
     Arguments as in ``geometry.project``.
     """
     return geometry.project_ellipsoid_box(geometry.like(_ellipsoid(), rotation), rotation, translation, intrinsics)
+
+
+@cache
+def _spread() -> tuple[np.ndarray, np.ndarray]:
+    """(3, 1) centre and (3, 1) squared semi-axes of the reference face's ellipsoid, float64."""
+    reference = load_reference()
+    center, axes = (v.astype(float)[:, None] for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
+    return center, axes * axes
+
+
+def distant_face_box(center: np.ndarray, size: np.ndarray, local_rotation: np.ndarray) -> np.ndarray:
+    """(N, 4) boxes around faces as if they were far away, pixels: :func:`project_face_box` without perspective, in a
+    third of its time.
+
+    Arguments as in ``geometry.local_to_camera``, (N, 2), (N,) and (N, 3, 3).
+    """
+    middle, squared = _spread()
+    across = local_rotation[:, :2]
+    size = size[:, None]
+    center = center + size * (across @ middle)[..., 0]
+    half = size * np.sqrt((across * across) @ squared)[..., 0]
+    return np.concatenate([center - half, center + half], axis=1)

@@ -592,6 +592,30 @@ def test_the_api_is_written_down(client: TestClient) -> None:
 # --- the camera --------------------------------------------------------------------------------------
 
 
+def test_examples_of_the_api_work(clip: Path, photo: bytes, tmp_path: Path) -> None:
+    detector = SharedDetector("edge-n", threads=1)
+    paths = json.loads((server.STATIC / "openapi.json").read_text())["paths"]
+    examples = [verb["x-example"] for verbs in paths.values() for verb in verbs.values() if "x-example" in verb]
+    assert len(examples) == 4
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    told = []
+    with running(server.make_app(Capture(clip, detector))) as port:
+        for example in examples:
+            text = example.replace("ADDRESS", f"http://127.0.0.1:{port}")
+            if text.startswith("curl"):
+                if shutil.which("curl") is None:
+                    pytest.skip("no curl here")
+                command = ["sh", "-ec", text.replace("curl", "curl --silent --show-error --fail-with-body")]
+            else:
+                command = [sys.executable, "-c", text.replace("while True", "for _ in range(3)")]
+            run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert run.returncode == 0, run.stderr or run.stdout
+            told.append(run.stdout)
+    assert told[0].count('"yaw"') >= 2
+    assert json.loads(told[2])["settings"]["input_size"] == 320
+    assert "[(" in told[3]
+
+
 def test_frames_arrive_with_their_faces(client: TestClient) -> None:
     numbers = []
     with client.websocket_connect(CAMERA) as socket:
@@ -1033,7 +1057,7 @@ def test_what_cannot_be_served_is_named(clip: Path, capsys: Any, monkeypatch: py
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: pytest.fail("it is served"))
     for arguments, what in (
         (["absent.mp4"], "no video absent.mp4"),
-        (["absent.mp4", "--rate", "5"], "a rate is for folders"),
+        (["absent.mp4", "--rate", "5"], "no video absent.mp4"),
         (["97", "--rate", "0"], "rate must be a positive number"),
         (["97", "--camera-size", "0x5"], "camera_size must be a width and a height"),
         ([""], "the source is empty"),

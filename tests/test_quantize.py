@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from img2pose_edge.export.describe import edge_facts, output_names
 from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
+from img2pose_edge.export.openvino import KERNELS
 from img2pose_edge.export.parity import check_artefact, compare, load_torch, torch_detector
 from img2pose_edge.export.quantized_onnx import (
     copy_terms,
@@ -136,6 +140,24 @@ def test_openvinos_dense_blocks_add_to_a_copy(signed: onnx.ModelProto, pictures:
         for m in (signed, copied)
     )
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_openvino_takes_the_kernels_that_an_ir_prefers(tmp_path: Path) -> None:
+    source = find_model("edge-n-int8-ov").path
+    convolutions = ElementTree.parse(source).findall("layers/layer[@type='Convolution']")
+    preferred = [c.findall("rt_info/attribute[@name='primitives_priority']") for c in convolutions]
+    assert [[a.get("value") for a in found] for found in preferred] == [[KERNELS]] * len(convolutions)
+    ir = tmp_path / "m.xml"
+    ir.write_text(source.read_text().replace(KERNELS, "cpu:ref_any"))
+    shutil.copy(source.with_suffix(".bin"), ir.with_suffix(".bin"))
+    compiled = openvino.Core().compile_model(ir, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    # Whichever kernel computes it, the integers are the same.
+    expected = PoseDetector("edge-n-int8-ov", threads=1).run_network(image)
+    for name, values in zip(compiled.outputs, expected, strict=True):
+        np.testing.assert_array_equal(compiled([image])[name], values)
+    kinds = {o.get_rt_info()["primitiveType"].astype(str) for o in compiled.get_runtime_model().get_ops()}
+    assert "ref_any_I8" in kinds
 
 
 def test_weights_of_the_outputs_are_rounded_together() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import ASTRONAUT_BOX
-from img2pose_edge.pose_references import load_reference, project_face_box
+from img2pose_edge.pose_references import distant_face_box, load_reference, project_face_box
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
 from img2pose_edge.decode import candidates, least_agreeing
@@ -388,14 +388,6 @@ def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.
         assert [f.score for f in some] == [f.score for f in many if f.score >= threshold]
 
 
-def test_averaging_unsure_faces_leaves_sure_ones(astronaut: np.ndarray) -> None:
-    detector = PoseDetector("edge-n", threads=1)
-    (sure,), many = detector.detect(astronaut), detector.detect(astronaut, score_threshold=0.05)
-    assert len(many) > 3
-    assert many[0].score == sure.score
-    np.testing.assert_allclose(many[0].pose, sure.pose, atol=1e-9)
-
-
 def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     tmp_path: Path, astronaut: np.ndarray
 ) -> None:
@@ -406,11 +398,10 @@ def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     shutil.copy(model.path, tmp_path / "m.onnx")
     results = []
     averaging = thresholds | {"merge_iou": 0.6}
-    unsure = averaging | {"merge_below": 0.5}
-    for change in ({}, {"score_gain": 0.3}, {"thresholds": averaging}, {"thresholds": unsure}):
+    for change in ({}, {"score_gain": 0.3}, {"thresholds": averaging}):
         (tmp_path / "m.json").write_text(json.dumps(manifest | change))
         results.append(PoseDetector(tmp_path / "m.onnx", threads=1)(astronaut)[0])
-    plain, gained, merged, sure = results
+    plain, gained, merged = results
     octaves = np.log2(geometry.camera_to_local(plain.rotation, plain.translation, plain.intrinsics)[1] / 20)
 
     def logit(score: float) -> float:
@@ -420,7 +411,6 @@ def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
     assert merged.score == plain.score
     assert 0 < np.abs(merged.box - plain.box).max() < 8
     assert 0 < np.degrees(geometry.geodesic_distance(merged.rotation, plain.rotation)) < 5
-    np.testing.assert_array_equal(sure.pose, plain.pose)
 
 
 def test_a_face_beside_the_camera_has_no_box() -> None:
@@ -431,6 +421,22 @@ def test_a_face_beside_the_camera_has_no_box() -> None:
     whole = project_face_box(np.eye(3, dtype=int), np.array([0, 0, 8.0]), camera)
     np.testing.assert_allclose(whole, project_face_box(rotation, np.array([0, 0, 8.0]), camera))
     np.testing.assert_allclose(geometry.compose_pose(np.eye(3, dtype=int), np.array([0, 0, 8.0])), [0, 0, 0, 0, 0, 8])
+    center, size = np.array([[320.0, 240], [2000, 240], [100, 100]]), np.array([3000.0, 2400, 40])
+    found = make_faces(np.array([0.9, 0.8, 0.7]), center, size, np.stack([rotation] * 3), np.ones(2), camera, 0.5)
+    assert [face.score for face in found] == [0.7]
+
+
+def test_boxes_for_nms_are_those_of_faces_far_away() -> None:
+    """What perspective changes is the same for all cells of a face."""
+    generator, camera = np.random.default_rng(0), geometry.default_intrinsics(640, 480)
+    local = geometry.angles_to_matrix(generator.uniform(-80, 80, (200, 3)))
+    center, size = generator.uniform(0, 1, (200, 2)) * [640, 480], 2 ** generator.uniform(2, 7, 200)
+    quick = distant_face_box(center, size, local)
+    exact = project_face_box(*geometry.local_to_camera(center, size, local, camera), camera)
+    assert (np.abs(quick - exact).max(1) < 0.1 * size).all()
+    far = np.array([[1e6, 0, 320], [0, 1e6, 240], [0, 0, 1]])
+    exact = project_face_box(*geometry.local_to_camera(center, size, local, far), far)
+    np.testing.assert_allclose(quick, exact, atol=0.01)
 
 
 def test_faces_cannot_change_their_detector(astronaut: np.ndarray) -> None:
@@ -466,7 +472,7 @@ def test_poses_of_one_face_are_averaged_by_overlap_and_score() -> None:
     given = scores, center, size, local, np.ones(2), camera, 0.3
     alone, merged = make_faces(*given), make_faces(*given, merge_iou=0.6)
     assert [f.score for f in merged] == [f.score for f in alone] == [0.8, 0.3, 0.2]
-    overlap = pairwise_iou(*(make_faces(*given[:6], 1.0)[i].box[None] for i in (0, 1)))[0, 0]
+    overlap = pairwise_iou(*np.split(distant_face_box(center, size, local)[:2], 2))[0, 0]
     share = 0.4 * overlap / (0.8 + 0.4 * overlap)
     assert merged[0].yaw == pytest.approx(10 + 10 * share, abs=0.05)
     seen = geometry.camera_to_local(merged[0].rotation, merged[0].translation, camera)
@@ -478,10 +484,6 @@ def test_poses_of_one_face_are_averaged_by_overlap_and_score() -> None:
     for a, b in zip(alone[1:], merged[1:], strict=True):
         np.testing.assert_allclose(a.pose, b.pose, atol=1e-9)
         np.testing.assert_allclose(a.box, b.box, atol=1e-9)
-    few = make_faces(*given, merge_iou=0.6, merge_below=0.5)
-    assert few[0].yaw == pytest.approx(10, abs=1e-9)
-    low = make_faces(scores / 2, *given[1:], merge_iou=0.6, merge_below=0.5)
-    np.testing.assert_allclose(low[0].pose, merged[0].pose, atol=1e-9)
     # Faces that are kept apart are not averaged with each other.
     apart = make_faces(*given[:6], 0.99, merge_iou=0.6)
     np.testing.assert_allclose([f.yaw for f in apart], yaws, atol=1e-9)
@@ -677,7 +679,6 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
             {"thresholds": {"score": 0.5, "nms_iou": 0.5, "merge_iou": -1}},
             "thresholds.merge_iou must be a number from 0",
         ),
-        ({"thresholds": {"score": 0.5, "nms_iou": 0.5, "merge_below": 2}}, "thresholds.merge_below must be a number"),
         ({"support_gain": -1}, "support_gain must be 0 to 100, got -1"),
         ({"points68": [[1, 2]]}, "points68 must be 68 points"),
     ):

@@ -774,19 +774,16 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
     save_checkpoint({"network": "edge-n", "weights": network.state_dict(), "step": 1}, checkpoint)
     with pytest.raises(ValueError, match=r"\.onnx"):
         export_model(checkpoint, tmp_path / "a.tflite")
-    with pytest.raises(ValueError, match="give merge_iou, too"):
-        ExportOptions(merge_below=0.5)
-    for option in ("merge_iou", "merge_below"):
-        with pytest.raises(ValueError, match=rf"{option}.*1\.5"):
-            ExportOptions(**{option: 1.5})
+    with pytest.raises(ValueError, match=r"merge_iou.*1\.5"):
+        ExportOptions(merge_iou=1.5)
     with pytest.raises(ValueError, match="size is of models in tflite; those in onnx take images of any size"):
         ExportOptions(size=(320, 320))
     with pytest.raises(ValueError, match=r"only full networks have proposals.*edge-n"):
         export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(proposals=50))
-    export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=0.7, merge_below=0.4))
+    export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=0.7))
     detector = PoseDetector(tmp_path / "a.onnx", threads=1)
     model = detector.model
-    assert (model.merge_iou, model.merge_below, model.score_gain) == (0.7, 0.4, SCORE_GAIN)
+    assert (model.merge_iou, model.score_gain) == (0.7, SCORE_GAIN)
     for image in (astronaut, astronaut[:200, :333]):
         pixels, _ = letterbox(image, 640, 32)
         with torch.no_grad():

@@ -24,7 +24,6 @@ def export(options: argparse.Namespace) -> int:
         size=options.size,
         proposals=options.proposals,
         merge_iou=options.merge_iou,
-        merge_below=options.merge_below,
         data=options.data_note,
         licence=options.licence,
     )
@@ -127,13 +126,6 @@ def add_commands(commands: Any) -> None:
         default=0.0,
         metavar="IOU",
         help="average the poses of a face whose boxes overlap by this: more accurate, slower",
-    )
-    p.add_argument(
-        "--merge-below",
-        type=float,
-        default=1.0,
-        metavar="SCORE",
-        help="do so only for faces of a score below this (default: 1, all)",
     )
     p.set_defaults(do=export)
 
