@@ -53,7 +53,8 @@ class PoseDetector:
                 ``onnxruntime:PROVIDER`` (cpu, cuda, tensorrt, xnnpack, coreml), ``openvino`` or ``tflite``.
             input_size: longest side, in pixels, at which the network sees the image (larger images are
                 shrunk, smaller ones keep their size); default the model's own.
-            score_threshold: least score of a face, 0 to 1; default the model's own.
+            score_threshold: least score of a face, 0 to 1; default the model's own. Of models that average poses
+                (``merge_iou``), cells below it do not count, so that poses change a little with it.
             nms_iou: overlap above which two faces are one, 0 to 1; default the model's own.
             threads: of the engine; default its own choice.
             intrinsics: (3, 3) camera matrix; default ``geometry.default_intrinsics`` of each image.
@@ -241,7 +242,7 @@ def make_faces(
     support_gain: float = 0.0,
     threshold: float = 0.0,
 ) -> Faces:
-    """Local poses in network pixels to faces in image pixels: camera poses, boxes, NMS.
+    """Local poses in network pixels to faces in image pixels: NMS and means there, then camera poses and boxes.
 
     Args:
         scores, center, size, local: (N,), (N, 2), (N,), (N, 3, 3), best first (``decode.candidates``).
@@ -249,20 +250,26 @@ def make_faces(
         intrinsics: (3, 3) camera of the image.
         nms_iou: 0 to 1.
         boxes: (N, 4) in network pixels, where they do not follow from our own reference face.
-        merge_iou: a face's pose is the mean of those whose boxes overlap its own by at least this, weighted by overlap
-            and score; 0: its own alone. Only what is given counts.
+        merge_iou: a face's pose is the mean of those whose boxes (as NMS sees them, without perspective) overlap its
+            own by at least this, weighted by overlap and score; 0: its own alone, as where ``boxes`` are given.
         support_gain: see ``decode.weigh_unsure``; 0: scores stay as they are.
         threshold: least score of a face, after that.
     """
     if not len(scores):
         return Faces()
     scores, center, size, local = (part[:MAX_CANDIDATES] for part in (scores, center, size, local))
-    follow = boxes is None
-    if boxes is None:
-        boxes = distant_face_box(center, size, local)  # of one face's cells, perspective changes all alike
+    given = boxes is not None
+    # Without perspective, which changes the cells of one face nearly alike, it does not matter which camera it is.
+    boxes = distant_face_box(center, size, local) if boxes is None else boxes[:MAX_CANDIDATES]
+    sound = np.isfinite(boxes).all(1)
+    if not sound.all():
+        parts = scores, center, size, local, boxes
+        scores, center, size, local, boxes = (part[sound] for part in parts)
+        if not len(scores):
+            return Faces()
     keep = non_maximum_suppression(boxes, scores, nms_iou)
     unsure = support_gain > 0 and scores[keep[-1]] < UNSURE
-    merges = follow and merge_iou > 0 and len(keep) < len(scores)
+    merges = not given and merge_iou > 0 and len(keep) < len(scores)
     if unsure or merges:
         overlap = pairwise_iou(boxes[keep], boxes)
     found = scores[keep]
@@ -271,16 +278,16 @@ def make_faces(
         best = np.argsort(-found, kind="stable")[: np.count_nonzero(found >= threshold)]
         found, keep, overlap = found[best], keep[best], overlap[best]
     if merges:
-        overlap *= overlap >= merge_iou
-        overlap[:, keep] = np.eye(len(keep))  # what stays is another face
-        overlap *= scores
-        center, size, local = mean_poses(overlap, center, size, local)
+        weights = overlap * (overlap >= merge_iou)
+        weights[:, keep] = np.eye(len(keep))  # what stays is another face
+        weights *= scores
+        center, size, local = mean_poses(weights, center, size, local)
     else:
         center, size, local = center[keep], size[keep], local[keep]
     rotation, translation = geometry.local_to_camera(
         center / scale, size / math.sqrt(scale[0] * scale[1]), local, intrinsics
     )
-    if follow:
+    if not given:
         with np.errstate(invalid="ignore"):
             boxes = project_face_box(rotation, translation, intrinsics)
     else:

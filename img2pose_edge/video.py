@@ -136,19 +136,19 @@ class Source:
         path = Path(self._address)
         camera = is_camera(source)
         folder = not camera and os.path.isdir(path)
+        file = not camera and os.path.isfile(path)
         pipeline = " ! " in self._address and not os.path.exists(path)
-        address = bool(LIVE.match(self._address) or WEB.match(self._address))
-        if not (camera or folder or pipeline or address or os.path.isfile(path)):
+        address = not file and bool(LIVE.match(self._address) or WEB.match(self._address))
+        if not (camera or folder or file or pipeline or address):
             raise FileNotFoundError(
                 f"no video {self.name}: neither file nor folder, camera number, address or pipeline"
             )
-        what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
-        self._rate = rate if path.suffix.lower() in RAW and os.path.isfile(path) else None
+        self._rate = rate if path.suffix.lower() in RAW and file else None
         if rate is not None and self._rate is None and not (camera or folder):
             raise ValueError(f"a rate is for folders, cameras and raw streams ({' '.join(RAW)}), not for {self.name}")
         if camera_size is not None and not camera:
             raise ValueError(f"camera_size is for cameras, not for {self.name}")
-        if not camera and os.path.isfile(path):  # FFmpeg takes what stands before a colon for a protocol
+        if file:  # FFmpeg takes what stands before a colon for a protocol
             self._address = os.path.abspath(path)
         if folder:
             self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
@@ -156,6 +156,7 @@ class Source:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             self.frames, self.rate = len(self._paths), rate or FOLDER_RATE
         else:
+            what = "camera" if camera else "pipeline" if pipeline else "stream" if address else "video"
             self._open(what, rate, camera_size)
         self._frames: queue.Queue[Frame | Exception | None] = queue.Queue(1 if self.live else AHEAD)
         self._reader = _Reader(

@@ -73,7 +73,7 @@ def project_face_box(
 
 
 @cache
-def _spread() -> tuple[np.ndarray, np.ndarray]:
+def _ellipsoid_columns() -> tuple[np.ndarray, np.ndarray]:
     """(3, 1) centre and (3, 1) squared semi-axes of the reference face's ellipsoid, float64."""
     reference = load_reference()
     center, axes = (v.astype(float)[:, None] for v in (reference.ellipsoid_center, reference.ellipsoid_axes))
@@ -86,7 +86,7 @@ def distant_face_box(center: np.ndarray, size: np.ndarray, local_rotation: np.nd
 
     Arguments as in ``geometry.local_to_camera``, (N, 2), (N,) and (N, 3, 3).
     """
-    middle, squared = _spread()
+    middle, squared = _ellipsoid_columns()
     across = local_rotation[:, :2]
     size = size[:, None]
     center = center + size * (across @ middle)[..., 0]

@@ -26,7 +26,7 @@ from img2pose_edge.pose_references import distant_face_box, load_reference, proj
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
 from img2pose_edge.decode import candidates, least_agreeing
-from img2pose_edge.detector import make_faces
+from img2pose_edge.detector import MAX_CANDIDATES, make_faces
 from img2pose_edge.engines import READERS, load_engine, ort
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
@@ -378,7 +378,7 @@ def test_no_unsure_face_becomes_sure() -> None:
 
 
 @pytest.mark.parametrize("name", ["edge-n", "edge-s"])
-def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.ndarray) -> None:
+def test_a_lower_threshold_adds_faces_and_changes_no_score(name: str, astronaut: np.ndarray) -> None:
     """The cells that agree on an unsure face may themselves be below the threshold."""
     detector = PoseDetector(name, threads=1)
     many = detector.detect(astronaut, score_threshold=0.02)
@@ -386,6 +386,9 @@ def test_a_lower_threshold_adds_faces_and_changes_none(name: str, astronaut: np.
     for threshold in (0.05, 0.1, 0.3, 0.5):
         some = detector.detect(astronaut, score_threshold=threshold)
         assert [f.score for f in some] == [f.score for f in many if f.score >= threshold]
+        for face, low in zip(some, many, strict=False):  # poses are means of the cells that reach the threshold
+            assert np.abs(face.box - low.box).max() < 0.1 * (low.box[2] - low.box[0])
+            assert np.abs(face.angles - low.angles).max() < 10
 
 
 def test_the_manifest_says_what_scores_gain_and_whether_poses_are_averaged(
@@ -422,18 +425,54 @@ def test_a_face_beside_the_camera_has_no_box() -> None:
     np.testing.assert_allclose(whole, project_face_box(rotation, np.array([0, 0, 8.0]), camera))
     np.testing.assert_allclose(geometry.compose_pose(np.eye(3, dtype=int), np.array([0, 0, 8.0])), [0, 0, 0, 0, 0, 8])
     center, size = np.array([[320.0, 240], [2000, 240], [100, 100]]), np.array([3000.0, 2400, 40])
-    found = make_faces(np.array([0.9, 0.8, 0.7]), center, size, np.stack([rotation] * 3), np.ones(2), camera, 0.5)
+    local = np.stack([rotation] * 3)
+    found = make_faces(np.array([0.9, 0.8, 0.7]), center, size, local, np.ones(2), camera, 0.5)
     assert [face.score for face in found] == [0.7]
 
 
+@pytest.mark.parametrize("merge_iou", [0.0, 0.6])
+def test_what_is_no_number_costs_no_other_face(merge_iou: float) -> None:
+    camera, local = geometry.default_intrinsics(640, 480), np.stack([np.eye(3)] * 3)
+    scores, center = np.array([0.9, 0.8, 0.7]), np.array([[100.0, 100], [101, 100], [300, 100]])
+    for wrong, size in (([0], [np.nan, 40, 40]), ([1], [40, np.inf, 40]), ([0, 1, 2], [np.nan] * 3)):
+        found = make_faces(scores, center, np.array(size), local, np.ones(2), camera, 0.5, merge_iou=merge_iou)
+        assert [face.score for face in found] == ([] if len(wrong) == 3 else [0.8, 0.7] if wrong == [0] else [0.9, 0.7])
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_more_cells_than_nms_is_given(given: bool) -> None:
+    count = MAX_CANDIDATES + 1
+    center, size = np.stack([np.arange(count) * 100.0, np.full(count, 50.0)], 1), np.full(count, 20.0)
+    boxes = np.concatenate([center - 30, center + 30], 1) if given else None
+    local, camera = np.broadcast_to(np.eye(3), (count, 3, 3)), geometry.default_intrinsics(640, 480)
+    scores = np.linspace(0.9, 0.5, count)
+    assert len(make_faces(scores, center, size, local, np.ones(2), camera, 0.5, boxes)) == MAX_CANDIDATES
+
+
+@pytest.mark.parametrize("merge_iou", [0.0, 0.6])
+def test_pixels_of_the_network_may_be_oblong(merge_iou: float) -> None:
+    camera, scale = geometry.default_intrinsics(640, 480), np.array([0.5, 0.52])
+    local = geometry.angles_to_matrix(np.array([[10.0, -20, 5]] * 2))
+    center, size = np.array([[200.0, 150], [200, 150]]), np.array([40.0, 40])
+    (face,) = make_faces(np.array([0.9, 0.6]), center, size, local, scale, camera, 0.5, merge_iou=merge_iou)
+    seen = geometry.camera_to_local(face.rotation, face.translation, camera)
+    np.testing.assert_allclose(seen[0], center[0] / scale)
+    assert seen[1] == pytest.approx(40 / np.sqrt(0.26))
+    np.testing.assert_allclose(seen[2], local[0], atol=1e-9)
+
+
 def test_boxes_for_nms_are_those_of_faces_far_away() -> None:
-    """What perspective changes is the same for all cells of a face."""
+    """What perspective changes is nearly the same for all cells of a face."""
     generator, camera = np.random.default_rng(0), geometry.default_intrinsics(640, 480)
     local = geometry.angles_to_matrix(generator.uniform(-80, 80, (200, 3)))
     center, size = generator.uniform(0, 1, (200, 2)) * [640, 480], 2 ** generator.uniform(2, 7, 200)
     quick = distant_face_box(center, size, local)
     exact = project_face_box(*geometry.local_to_camera(center, size, local, camera), camera)
     assert (np.abs(quick - exact).max(1) < 0.1 * size).all()
+    other = center + generator.normal(0, 0.1, (200, 2)) * size[:, None], size * 1.1, local
+    exactly = project_face_box(*geometry.local_to_camera(*other, camera), camera)
+    overlaps = [pairwise_iou(a, b).diagonal() for a, b in ((quick, distant_face_box(*other)), (exact, exactly))]
+    assert np.abs(overlaps[0] - overlaps[1]).max() < 0.05
     far = np.array([[1e6, 0, 320], [0, 1e6, 240], [0, 0, 1]])
     exact = project_face_box(*geometry.local_to_camera(center, size, local, far), far)
     np.testing.assert_allclose(quick, exact, atol=0.01)
