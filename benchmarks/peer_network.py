@@ -80,8 +80,7 @@ def _openvino(path: Path, threads: int | None, alone: bool) -> Network:
     shape = list(compiled.model.inputs[0].get_partial_shape())
 
     def run(blob: np.ndarray) -> dict[str, np.ndarray]:
-        request = compiled.infer(blob)
-        return {name: request.get_tensor(name).data for name in names}
+        return dict(zip(names, compiled.infer(blob), strict=True))
 
     return Network(run, names, _fixed([side.get_length() if side.is_static else None for side in shape[2:]]))
 

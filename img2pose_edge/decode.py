@@ -74,24 +74,26 @@ def candidates(
     # A float of Python's: next to a number of numpy's, float32 maps would be compared as float64.
     logit = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
     per_log = score_gain / math.log(2)
-    width = 4 + poses[0].shape[1]  # logit, column, row, stride, pose
-    levels = [np.empty((width, 0))]
+    levels = []
     for score, pose, stride in zip(scores, poses, strides, strict=True):
         gain = score_gain * math.log2(stride * SIZE_UNIT / NEUTRAL_SIZE)
         kept = (score.reshape(-1) >= logit - gain - MOST_LOG_SIZE * per_log).nonzero()[0]
         if len(kept):
-            rows = np.empty((width, len(kept)))
-            rows[0], rows[3] = score.take(kept), stride
+            y = kept // score.shape[-1]
+            x = kept - y * score.shape[-1]
+            rows = np.empty((4 + pose.shape[1], len(kept)))  # logit, column, row, stride, pose
+            rows[0], rows[1], rows[2], rows[3] = score.take(kept), x, y, stride
+            rows[4:] = pose[0][:, y, x]  # in memory, channels may lie first or last
             rows[0] += gain
-            rows[2] = y = kept // score.shape[-1]
-            rows[1] = kept - y * score.shape[-1]
-            rows[4:] = pose.reshape(pose.shape[1], -1).take(kept, axis=1)
-            levels.append(rows)
+            if score_gain:
+                rows[0] += rows[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE) * per_log
+            reached = rows[0] >= logit
+            if reached.any():
+                levels.append(rows[:, reached])
+    if not levels:
+        return np.empty(0), np.empty((0, 2)), np.empty(0), np.empty((0, 3, 3))
     found = np.concatenate(levels, axis=1)
-    if score_gain:
-        found[0] += found[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE) * per_log
-    best = np.argsort(-found[0], kind="stable")[: np.count_nonzero(found[0] >= logit)]
-    found = found.take(best, axis=1)
+    found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 

@@ -261,8 +261,8 @@ def make_faces(
     given = boxes is not None
     # Without perspective, which changes the cells of one face nearly alike, it does not matter which camera it is.
     boxes = distant_face_box(center, size, local) if boxes is None else boxes[:MAX_CANDIDATES]
-    sound = np.isfinite(boxes).all(1)
-    if not sound.all():
+    if not math.isfinite(boxes.sum()):
+        sound = np.isfinite(boxes).all(1)
         parts = scores, center, size, local, boxes
         scores, center, size, local, boxes = (part[sound] for part in parts)
         if not len(scores):
@@ -279,7 +279,8 @@ def make_faces(
         found, keep, overlap = found[best], keep[best], overlap[best]
     if merges:
         weights = overlap * (overlap >= merge_iou)
-        weights[:, keep] = np.eye(len(keep))  # what stays is another face
+        weights[:, keep] = 0  # what stays is another face
+        weights[range(len(keep)), keep] = 1
         weights *= scores
         center, size, local = mean_poses(weights, center, size, local)
     else:
@@ -292,8 +293,8 @@ def make_faces(
             boxes = project_face_box(rotation, translation, intrinsics)
     else:
         boxes = boxes[keep] / np.tile(scale, 2)
-    has_box = np.isfinite(boxes).all(1)  # a face around the camera, or beside it, has none
-    if not has_box.all():
+    if not math.isfinite(boxes.sum()):  # a face around the camera, or beside it, has none
+        has_box = np.isfinite(boxes).all(1)
         parts = found, rotation, translation, local, boxes
         found, rotation, translation, local, boxes = (part[has_box] for part in parts)
     poses = geometry.compose_pose(rotation, translation)

@@ -297,6 +297,17 @@ def test_decoding_places_a_cell_exactly() -> None:
     np.testing.assert_allclose(seen[1], size[0] * 2)
 
 
+def test_channels_of_maps_may_lie_last_in_memory() -> None:
+    rng = np.random.default_rng(3)
+    scores = [rng.normal(-1, 1, (1, 1, side, side + 1)).astype(np.float32) for side in (8, 4)]
+    poses = [rng.normal(0, 1, (1, 9, side, side + 1)).astype(np.float32) for side in (8, 4)]
+    last = [np.ascontiguousarray(pose.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for pose in poses]
+    found, same = (candidates(scores, maps, [8, 16], 0.5, 0.2) for maps in (poses, last))
+    assert len(found[0]) > 10
+    for a, b in zip(found, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_scores_gain_with_the_size_of_the_face() -> None:
     scores = [np.full((1, 1, 2, 2), -9.0, np.float32), np.full((1, 1, 2, 2), -9.0, np.float32)]
     poses = [np.zeros((1, 9, 2, 2), np.float32), np.zeros((1, 9, 2, 2), np.float32)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino.preprocess import PrePostProcessor
 
 from img2pose_edge.manifest import Model, check_outputs
 
@@ -39,12 +40,13 @@ class Compiled:
             self._config["INFERENCE_NUM_THREADS"] = threads
         self._path = path
         self.model = core().read_model(str(path))
-        self._requests: dict[tuple[int, ...] | None, Any] = {}
+        self._requests: dict[tuple[int, ...] | None, Request] = {}
         self._seen: Counter[tuple[int, ...]] = Counter()
         self._calls, self._used = 0, dict[tuple[int, ...] | None, int]()
 
-    def infer(self, values: np.ndarray) -> Any:
-        """Run the network of one input; returns the request, which holds the outputs.
+    def infer(self, values: np.ndarray) -> list[np.ndarray]:
+        """Run the network of one input; returns its outputs in the order of ``model.outputs``, which hold until the
+        next call.
 
         Raises:
             ValueError: if OpenVINO refuses the network, its options or the input's shape.
@@ -52,11 +54,9 @@ class Compiled:
         request = self._request(values.shape)
         if not values.flags.writeable:  # memory that OpenVINO does not share
             values = values.copy()
-        request.set_input_tensor(openvino.Tensor(values, shared_memory=True))  # less overhead than infer([values])
-        request.infer(share_outputs=True)  # outputs are not copied
-        return request
+        return request.infer(values)
 
-    def _request(self, shape: tuple[int, ...]) -> Any:
+    def _request(self, shape: tuple[int, ...]) -> Request:
         self._calls += 1
         self._seen[shape] += 1
         key = shape if shape in self._requests or self._seen[shape] > OFTEN or not self._requests else None
@@ -72,23 +72,57 @@ class Compiled:
             try:
                 if key:
                     network.reshape(list(key))
-                compiled = core().compile_model(network, "CPU", self._config)
+                self._requests[key] = Request(network, self._config)
             except RuntimeError as error:
                 refused = f"openvino refuses {self._path.name}, its options or an input of {shape}"
                 raise ValueError(f"{refused}: {error}") from error
-            self._requests[key] = compiled.create_infer_request()
         return self._requests[key]
+
+
+class Request:
+    """A compiled network. Its outputs are written to the same memory at each call, if their size is known; maps lie
+    there as convolutions write them, channels last, which saves OpenVINO a pass over them."""
+
+    def __init__(self, network: openvino.Model, config: dict[str, Any]) -> None:
+        self._maps = [len(o.partial_shape) == 4 and o.partial_shape[1] != 1 for o in network.outputs]
+        if any(self._maps):
+            ends = PrePostProcessor(network)
+            for number, is_map in enumerate(self._maps):
+                if is_map:
+                    ends.output(number).model().set_layout(openvino.Layout("NCHW"))
+                    ends.output(number).tensor().set_layout(openvino.Layout("NHWC"))
+            network = ends.build()
+        self._request = core().compile_model(network, "CPU", config).create_infer_request()
+        self._outputs: list[np.ndarray] | None = None
+        if not network.is_dynamic():
+            written = [np.empty(o.shape, o.element_type.to_dtype()) for o in network.outputs]
+            for i, array in enumerate(written):
+                self._request.set_output_tensor(i, openvino.Tensor(array, shared_memory=True))
+            self._outputs = self._channels_first(written)
+
+    def infer(self, values: np.ndarray) -> list[np.ndarray]:
+        """One input, writeable, to the outputs."""
+        # Less overhead than infer([values]).
+        self._request.set_input_tensor(openvino.Tensor(values, shared_memory=True))
+        self._request.infer(share_outputs=True)  # outputs are not copied
+        if self._outputs is not None:
+            return self._outputs
+        return self._channels_first([tensor.data for tensor in self._request.output_tensors])
+
+    def _channels_first(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return [a.transpose(0, 3, 1, 2) if is_map else a for a, is_map in zip(arrays, self._maps, strict=True)]
 
 
 class OpenVinoEngine:
     def __init__(self, model: Model, threads: int | None, provider: str, options: dict[str, Any]) -> None:
         self._network = Compiled(model.path, threads, options)
-        self._names = model.output_names
-        check_outputs(self._names, [name for output in self._network.model.outputs for name in output.names])
+        names = [output.names for output in self._network.model.outputs]
+        check_outputs(model.output_names, [name for of in names for name in of])
+        self._order = [next(i for i, of in enumerate(names) if name in of) for name in model.output_names]
 
     def run(self, image: np.ndarray) -> list[np.ndarray]:
-        request = self._network.infer(image)
-        return [request.get_tensor(name).data for name in self._names]
+        outputs = self._network.infer(image)
+        return [outputs[i] for i in self._order]
 
 
 load = OpenVinoEngine
