@@ -1,9 +1,11 @@
-"""What the tests share: the astronaut photograph, and the data sets when they lie beside the project."""
+"""What tests share: the astronaut photograph, data sets beside the project if there are any, commands of the pages."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from img2pose_edge import geometry
 
 SHARED = Path(os.environ.get("IMG2POSE_EDGE_SHARED", Path(__file__).parents[2] / "shared"))
 ASTRONAUT_BOX = np.array([178.0, 60.0, 270.0, 170.0])
+EVALUATION_FILES = ("one.png", "absent.png", "broken.png")
 ASTRONAUT_POINTS = np.array([[205.0, 103], [244, 101], [226, 127], [209, 146], [245, 144]])
 
 
@@ -67,3 +70,39 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -
 @pytest.fixture
 def camera() -> np.ndarray:
     return geometry.default_intrinsics(640, 480)
+
+
+@pytest.fixture
+def evaluation_data(tmp_path: Path, astronaut: np.ndarray) -> Path:
+    """A folder with one image in each set, one label without an image, and one image that is none."""
+    root = tmp_path / "eval"
+    for folder in ("wider", "aflw2000", "pointing04"):
+        (root / folder).mkdir(parents=True)
+        cv2.imwrite(str(root / folder / "one.png"), astronaut)
+        (root / folder / "broken.png").write_bytes(b"no image")
+    box = [178.0, 60.0, 92.0, 110.0]
+    lines = [{"image": n, "boxes_xywh": [box], "easy": [0], "medium": [0], "hard": [0]} for n in EVALUATION_FILES]
+    cv2.imwrite(str(root / "wider" / "unknown.png"), astronaut)
+    (root / "wider" / "ground_truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = "".join(f"{name},-5,1,3\n" for name in EVALUATION_FILES)
+    (root / "aflw2000" / "labels.csv").write_text("image,pitch_deg,yaw_deg,roll_deg\n" + rows)
+    (root / "pointing04" / "labels.csv").write_text("image,pan_deg\n" + "".join(f"{n},0\n" for n in EVALUATION_FILES))
+    return root
+
+
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """Words of each line of shell blocks, fenced or indented, lines ending in a backslash joined."""
+    fenced = False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = line.strip() == "```sh"
+        elif fenced or line.startswith("    "):
+            try:
+                yield shlex.split(line, comments=True)
+            except ValueError:  # Python in an indented block
+                continue
+
+
+def our_commands(text: str) -> list[list[str]]:
+    """Arguments of ``img2pose-edge`` in shell blocks."""
+    return [words[1:] for words in shell_lines(text) if words[:1] == ["img2pose-edge"]]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from conftest import SHARED, shared
+from conftest import EVALUATION_FILES, SHARED, shared
 from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
 from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
@@ -142,27 +142,6 @@ def test_scenes_hold_as_many_faces_as_they_say() -> None:
         scene(7)
 
 
-@pytest.fixture
-def evaluation_data(tmp_path: Path, astronaut: np.ndarray) -> Path:
-    """A folder with one image in each set, one label without an image, and one image that is none."""
-    root = tmp_path / "eval"
-    for folder in ("wider", "aflw2000", "pointing04"):
-        (root / folder).mkdir(parents=True)
-        cv2.imwrite(str(root / folder / "one.png"), astronaut)
-        (root / folder / "broken.png").write_bytes(b"no image")
-    box = [178.0, 60.0, 92.0, 110.0]
-    lines = [{"image": n, "boxes_xywh": [box], "easy": [0], "medium": [0], "hard": [0]} for n in FILES]
-    cv2.imwrite(str(root / "wider" / "unknown.png"), astronaut)
-    (root / "wider" / "ground_truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    rows = "".join(f"{name},-5,1,3\n" for name in FILES)
-    (root / "aflw2000" / "labels.csv").write_text("image,pitch_deg,yaw_deg,roll_deg\n" + rows)
-    (root / "pointing04" / "labels.csv").write_text("image,pan_deg\n" + "".join(f"{n},0\n" for n in FILES))
-    return root
-
-
-FILES = ("one.png", "absent.png", "broken.png")
-
-
 def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_data: Path, capsys: Capture) -> None:
     peers = tmp_path / "peers"
     peers.mkdir()
@@ -173,7 +152,7 @@ def test_what_is_missing_is_listed_the_rest_measured(tmp_path: Path, evaluation_
     assert main(["bench", "--report", str(report), *few, *given]) == 0
     written = load_document(report.with_suffix(".json"))
     missing = "\n".join(written["missing"])
-    for name in FILES[1:]:
+    for name in EVALUATION_FILES[1:]:
         for label in ("WIDER FACE", "AFLW2000-3D", "Pointing'04"):
             assert any(line.startswith(label) and name in line for line in written["missing"]), (label, name)
     assert any(line.endswith("unknown.png has no label") for line in written["missing"])

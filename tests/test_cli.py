@@ -168,6 +168,16 @@ def test_globs_and_json_on_the_terminal(folder: Path, capsys: pytest.CaptureFixt
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
+def test_results_as_a_coco_data_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "faces.json"
+    assert main(["detect", str(folder), "--coco", str(out)]) == 0
+    data = json.loads(out.read_text())
+    assert {Path(image["file_name"]) for image in data["images"]} == {*folder.rglob("*.*")}
+    assert len(data["annotations"]) == 2
+    assert main(["detect", str(folder), "--coco", str(folder / "sky.png")]) == 1
+    assert "--coco" in capsys.readouterr().err
+
+
 def test_detections_before_an_interruption_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray
 ) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import our_commands, shell_lines
 
 from img2pose_edge import PoseTracker, read_calibration, senders
 from img2pose_edge import detector as detector_module
@@ -32,6 +33,7 @@ from img2pose_edge.video import Source, VideoWriter
 sybil = pytest.importorskip("sybil")
 from sybil.parsers.markdown import PythonCodeBlockParser  # noqa: E402
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -227,30 +229,12 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
     return dict(actions[0].choices)  # type: ignore[arg-type]
 
 
-def shell_lines(text: str) -> Iterator[list[str]]:
-    """Words of each line of shell blocks, fenced or indented, lines ending in a backslash joined."""
-    fenced = False
-    for line in text.replace("\\\n", " ").splitlines():
-        if line.lstrip().startswith("```"):
-            fenced = line.strip() == "```sh"
-        elif fenced or line.startswith("    "):
-            try:
-                yield shlex.split(line, comments=True)
-            except ValueError:  # Python in an indented block
-                continue
-
-
 def check_options(words: list[str]) -> None:
     """Command and options exist, written in full (argparse takes any unique beginning)."""
     commands = subcommands()
     assert words[0] in commands, words
     known = commands[words[0]]._option_string_actions
     assert not {word.split("=")[0] for word in words if word.startswith("--")} - {*known}, words
-
-
-def our_commands(text: str) -> list[list[str]]:
-    """Arguments of ``img2pose-edge`` in shell blocks."""
-    return [words[1:] for words in shell_lines(text) if words[:1] == ["img2pose-edge"]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -310,6 +294,46 @@ def test_a_model_of_your_own(reader: socket.socket) -> None:
         "runs/mine-int8/best.pt",
     ):
         assert Path(name).stat().st_size > 0
+
+
+def test_benchmarks_of_the_pages(reader: socket.socket, evaluation_data: Path, capsys: Capture) -> None:
+    commands = [
+        words
+        for name in ("docs/measured.md", "docs/training.md")
+        for words in our_commands((ROOT / name).read_text())
+        if words[0] == "bench"
+    ]
+    assert len(commands) == 3
+    evaluation_data.rename("EVAL")
+    Path("PEERS").mkdir()
+    for words in commands:
+        if "--compare" in words:
+            for name in words[-2:]:
+                shutil.copy("report.json", name)
+        else:
+            words += ["--sizes", "320", "--threads", "1", "--faces", "1", "--rounds", "1"]
+            words += [] if "--models" in words else ["--models", "edge-n"]
+        assert main(words) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+    assert "mine-int8" in Path("report.html").read_text()
+
+
+def test_an_official_checkpoint_as_the_pages_have_it(reader: socket.socket, capsys: Capture) -> None:
+    pytest.importorskip("torch")
+    from test_full import official_checkpoint
+
+    official_checkpoint(Path())
+    commands = our_commands((ROOT / "docs/from-img2pose.md").read_text())
+    commands = commands[: [words[0] for words in commands].index("detect") + 1]
+    assert [words[0] for words in commands] == ["convert-checkpoint", "export", "detect"]
+    Path("img2pose.pth").rename(commands[0][1])
+    for option, made in (("--pose-mean", "mean.npy"), ("--pose-std", "std.npy"), ("--points68", "points.npy")):
+        Path(made).rename(commands[0][commands[0].index(option) + 1])
+    commands[-1] += ["--input-size", "320", "--score-threshold", "0.01"]
+    for words in commands:
+        assert main(words) == 0, f"{' '.join(words)}: {capsys.readouterr().err}"
+    assert Path("out.png").stat().st_size > 0
+    same = [w for w in our_commands((ROOT / "docs/training.md").read_text()) if w[0] == "convert-checkpoint"]
+    assert same == commands[:1]
 
 
 @pytest.mark.parametrize("name", NAMES)

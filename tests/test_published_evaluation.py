@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import ASTRONAUT_BOX, shared
+from conftest import ASTRONAUT_BOX, our_commands, shared
 from img2pose_edge.benchmarks.accuracy import AP_THRESHOLD, Detect, Found, detect_by, evaluate_wider, wider_records
 from img2pose_edge.benchmarks.published import (
     biwi_frames,
@@ -30,10 +31,12 @@ from img2pose_edge.pose_references import load_reference, project_face_box
 
 from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
+from img2pose_edge.manifest import MODELS
 from img2pose_edge.nms import pairwise_iou
 
 scipy_io = pytest.importorskip("scipy.io")
 
+DOCS = Path(__file__).parents[1] / "docs"
 WIDTH, HEIGHT = 640, 480
 
 
@@ -427,6 +430,27 @@ def test_wider_evaluates_on_the_official_layout(wider: Path) -> None:
     assert subsets() == pytest.approx([1, 1, 1])
     found[1] = []
     assert subsets() == pytest.approx([1, 2 / 3, 3 / 4])
+
+
+def test_the_page_s_command_evaluates(
+    wider: Path, camera: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All official folders at once, as docs/training.md has it; another model stands in for the full one."""
+    (words,) = [w for w in our_commands((DOCS / "training.md").read_text()) if w[0] == "evaluate"]
+    monkeypatch.chdir(wider)
+    for name in ("WIDER", "AFLW2000", "BIWI"):
+        (wider / name).mkdir()
+    for name in ("WIDER_val", "ground_truth"):
+        (wider / name).rename(wider / "WIDER" / name)
+    write_aflw(wider / "AFLW2000", 0, face_at((320, 240), 60, (0, 0, 0), camera), (0, 0, 0))
+    write_biwi(wider / "BIWI", 0, *HEADS[0])
+    Path("BIWI_annotations.txt").write_text("01/frame_00000_rgb.png 0 0 0\n")
+    for suffix in (".onnx", ".json"):
+        shutil.copy(MODELS / f"edge-n{suffix}", f"full-18{suffix}")
+    assert main([*words, "--json", "figures.json"]) == 0, capsys.readouterr().err
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["wider"]["ap_easy"] == 0  # the pictures are plain grey
+    assert (figures["aflw2000"]["faces"], figures["biwi"]["faces"]) == (1, 1)
 
 
 def test_wider_missing_files_are_named(wider: Path) -> None:

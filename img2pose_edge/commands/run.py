@@ -62,6 +62,7 @@ def stopped_as_by_ctrl_c() -> Iterator[None]:
 @stopped_as_by_ctrl_c()
 def detect(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
+    from img2pose_edge.coco import write_coco
     from img2pose_edge.look import look
 
     paths = find_images(options.paths, options.draw)  # drawings of last time are no photographs
@@ -71,15 +72,18 @@ def detect(options: argparse.Namespace) -> int:
     sources = {path.resolve() for path in paths}
     if options.draw and options.draw.resolve() in sources:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
-    if options.json and (options.json.suffix.lower() in IMAGE_SUFFIXES or options.json.resolve() in sources):
-        raise ValueError(f"--json {options.json} is a picture, which results would replace: name another file")
+    for name, file in (("--json", options.json), ("--coco", options.coco)):
+        if file and (file.suffix.lower() in IMAGE_SUFFIXES or file.resolve() in sources):
+            raise ValueError(f"{name} {file} is a picture, which results would replace: name another file")
     if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
         check_picture_suffix(options.draw)
     if options.json and str(options.json) != "-":
         check_writable(options.json)
+    if options.coco:
+        check_writable(options.coco)
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
-    results, bad, taken, done = [], [], sources, False
+    results, pictured, bad, taken, done = [], [], [], sources, False
     try:
         for path in track(paths, "detecting") if not alone else paths:
             try:
@@ -92,7 +96,8 @@ def detect(options: argparse.Namespace) -> int:
             looked = look(found, 0.0, None, camera)
             faces = looked.faces
             results.append({"image": str(path), "faces": looked.told()})
-            if not options.json:
+            pictured.append((str(path), image.shape[1::-1], found))
+            if not (options.json or options.coco):
                 print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
                 if faces:
                     print(table(faces))
@@ -106,6 +111,8 @@ def detect(options: argparse.Namespace) -> int:
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn
         for line in bad:
             print(f"error: {line}", file=sys.stderr)
+        if options.coco and (pictured or done):
+            write_coco(options.coco, pictured)
         if options.json and (results or done):
             text = json.dumps(results, indent=1) + "\n"
             if str(options.json) == "-":
@@ -193,6 +200,7 @@ def add_commands(commands: Any) -> None:
     p.add_argument("paths", nargs="+", metavar="PATH", help="files, folders (searched below) or globs")
     p.add_argument("--draw", type=Path, metavar="OUT", help="annotated picture, or folder for many")
     p.add_argument("--json", type=Path, metavar="OUT", help="results as JSON ('-' prints them)")
+    p.add_argument("--coco", type=Path, metavar="OUT", help="results as a COCO data set")
     add_calibration_option(p)
     add_detector_options(p)
     p.set_defaults(do=detect)
