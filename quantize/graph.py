@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from img2pose_edge.quantize.equalize import equalize
 from img2pose_edge.quantize.fold import LEAST, OUTPUT_LAYERS, FoldedNet, fold_batch_norms
+from img2pose_edge.quantize.nodes import CONV, get_attribute, layer_name
 from torch import nn
 from torch.fx import GraphModule, Node
 
@@ -24,7 +25,7 @@ from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
 
 try:
-    from img2pose_edge.quantize.rounding import round_outputs
+    from img2pose_edge.quantize.rounding import round_hidden, round_outputs
     from img2pose_edge.quantize.steps import HIGHEST, LOWEST, ActivationStep, ChannelStep
     from torchao.quantization.pt2e import FakeQuantize, allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -40,18 +41,9 @@ except ImportError as error:
 
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
-ADD, CONV, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.conv2d.default, torch.ops.aten.upsample_nearest2d.vec
+ADD, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.upsample_nearest2d.vec
 DEQUANTIZE_WEIGHT = torch.ops.quantized_decomposed.dequantize_per_channel.default
 RELUS = (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-
-
-def layer_name(convolution: Node) -> str:
-    """Of a convolution in the exported graph: its module's, as ``stages.2.1.body.0.0``."""
-    weight = convolution.args[1]
-    assert isinstance(weight, Node)
-    while weight.op != "get_attr":  # of a prepared graph it is rounded first
-        (weight,) = weight.all_input_nodes
-    return str(weight.target).removeprefix("network.").removesuffix(".weight")
 
 
 class EdgeQuantizer(Quantizer):
@@ -165,14 +157,15 @@ def check_layers(network: EdgeNet, float_layers: Collection[str]) -> None:
 
 
 def calibrated(network: EdgeNet, pictures: Sequence[np.ndarray], float_layers: Collection[str] = ()) -> GraphModule:
-    """The graph of a trained network with channels equalized and steps chosen (:func:`prepare`, :func:`calibrate`).
+    """The graph of a trained network with channels equalized, steps chosen and weights rounded (:func:`prepare`,
+    :func:`calibrate`, :mod:`rounding`).
 
     Raises:
         ValueError: if there are no pictures, one is less than 64 pixels high or wide, or a float layer is unknown.
     """
     check_layers(network, float_layers)  # before minutes go into the rest
     folded = round_outputs(equalized(network, pictures), pictures, but=float_layers)
-    return calibrate(prepare(folded, float_layers), pictures)
+    return round_hidden(calibrate(prepare(folded, float_layers), pictures), pictures)
 
 
 def convert(graph: GraphModule, fold: bool = True) -> GraphModule:
@@ -219,18 +212,10 @@ def whole_weights(graph: GraphModule, convolution: Node) -> bool:
 def whole_bias(graph: GraphModule, convolution: Node, odd: bool) -> None:
     """Bias of a quantized convolution in whole steps of its sums, as integer kernels hold it."""
     source, weight, bias, *_ = convolution.args
-    step = source.args[1] * get_attribute(graph, weight.args[1])  # type: ignore[union-attr, operator]
+    step = source.args[1] * get_attribute(graph, weight.args[1])  # type: ignore[union-attr]
     values = get_attribute(graph, bias)
     steps = values / step
     values.copy_((2 * ((steps - 1) / 2).round() + 1 if odd else steps.round()) * step)
-
-
-def get_attribute(graph: GraphModule, node: Any) -> torch.Tensor:
-    """Parameter or buffer that a node of the graph stands for."""
-    module, _, name = node.target.rpartition(".")
-    found = getattr(graph.get_submodule(module), name)
-    assert isinstance(found, torch.Tensor)
-    return found
 
 
 def quantize_checkpoint(

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from img2pose_edge.quantize.fold import OUTPUT_LAYERS
-from img2pose_edge.quantize.graph import CONV, calibrate, edge_network, equalized, layer_name, prepare
+from img2pose_edge.quantize.graph import calibrate, edge_network, equalized, prepare
+from img2pose_edge.quantize.nodes import CONV, layer_name
 from img2pose_edge.quantize.rounding import round_outputs
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -31,14 +32,16 @@ from img2pose_edge.quantize.equalize import equalize, shared_channels
 from img2pose_edge.quantize.fold import FoldedNet
 from img2pose_edge.quantize.graph import (
     ADD,
-    CONV,
+    calibrate,
     calibrated,
     convert,
-    get_attribute,
+    equalized,
     load_quantized,
+    prepare,
     quantize_checkpoint,
 )
-from img2pose_edge.quantize.rounding import round_together
+from img2pose_edge.quantize.nodes import CONV, get_attribute, layer_name
+from img2pose_edge.quantize.rounding import replace, round_outputs
 from img2pose_edge.quantize.sensitivity import sensitivities
 from img2pose_edge.quantize.steps import SAMPLES, ActivationStep, ChannelStep
 from torch.fx import GraphModule, Node
@@ -181,16 +184,16 @@ def test_openvino_takes_the_kernels_that_an_ir_prefers(tmp_path: Path) -> None:
     assert "ref_any_I8" in kinds
 
 
-def test_weights_of_the_outputs_are_rounded_together() -> None:
+def test_weights_are_rounded_together() -> None:
     torch.manual_seed(0)
-    seen = (torch.randn(400, 8) @ torch.randn(8, 24)).relu() + 0.1 * torch.rand(400, 24)
+    seen = ((torch.randn(400, 8) @ torch.randn(8, 24)).relu() + 0.1 * torch.rand(400, 24)).double()
     layer = torch.nn.Conv2d(24, 3, 1)
-    before, bias = (values.detach().clone() for values in (layer.weight.flatten(1), layer.bias))  # type: ignore[union-attr]
+    before, bias = layer.weight.detach().flatten(1).double(), layer.bias.detach().double()  # type: ignore[union-attr]
     observer = ChannelStep()
     observer(layer.weight)
     step = observer.step
     with torch.no_grad():
-        round_together(layer, seen.double())
+        replace(layer.weight, layer.bias, seen[None], observer)  # type: ignore[arg-type]
     after = layer.weight.detach().flatten(1)
     torch.testing.assert_close(after / step[:, None], (after / step[:, None]).round())
     observer(layer.weight)
@@ -198,15 +201,50 @@ def test_weights_of_the_outputs_are_rounded_together() -> None:
     nearest = (before / step[:, None]).round() * step[:, None]
     expected = seen @ before.T + bias
     assert layer.bias is not None
-    errors = [(seen @ w.T + b - expected).square().mean() for w, b in ((after, layer.bias.detach()), (nearest, bias))]
-    assert errors[0] < 0.5 * errors[1]
+    got, plain = seen @ after.double().T + layer.bias.detach(), seen @ nearest.T + bias
+    assert (got - expected).square().mean() < 0.5 * (plain - expected).square().mean()
     with torch.no_grad():
-        round_together(layer, torch.ones(1, 24, dtype=torch.float64))  # too little to go by
+        replace(layer.weight, layer.bias, torch.ones(1, 1, 24, dtype=torch.float64), observer)  # too little to go by
         torch.testing.assert_close(layer.weight.flatten(1), after)
         layer.weight[0, 0] = 127 * 0.98 * 2**-6  # more than 127 of its steps, which have five bits
-        round_together(layer, seen.double())
+        replace(layer.weight, layer.bias, seen[None], observer)
         observer(layer.weight)
         assert float((layer.weight.flatten(1).abs() / observer.step[:, None]).max()) == pytest.approx(127)
+
+
+def test_groups_of_a_convolution_are_rounded_by_what_each_sees() -> None:
+    torch.manual_seed(0)
+    weight, bias, seen = torch.randn(4, 1, 3, 3), torch.zeros(4), torch.rand(4, 300, 9, dtype=torch.float64)
+    alone = []
+    for channel in range(4):
+        own, own_bias = weight[channel : channel + 1].clone(), bias[channel : channel + 1].clone()
+        replace(own, own_bias, seen[channel : channel + 1], ChannelStep())
+        alone.append((own, own_bias))
+    replace(weight, bias, seen, ChannelStep())
+    torch.testing.assert_close(weight, torch.cat([own for own, _ in alone]))
+    torch.testing.assert_close(bias, torch.cat([own for _, own in alone]))
+
+
+def test_layers_rounded_together_are_nearer_to_the_float_network(pictures: list[np.ndarray]) -> None:
+    together = calibrated(trained(), pictures)
+    nearest = calibrate(prepare(round_outputs(equalized(trained(), pictures), pictures)), pictures)
+    image = torch.from_numpy(pictures[0][None])
+    with torch.no_grad():
+        exact, *others = (network(image) for network in (trained(), together, nearest))
+    sure = torch.cat([s.flatten() for s in exact[0]]) > -3
+    assert sure.sum() > 5
+
+    def error(maps: Any) -> float:
+        differences = [torch.cat([(a - b)[0].flatten(1).T for a, b in zip(*kind, strict=True)]) for kind in maps]
+        return float(torch.cat(differences, 1)[sure].abs().mean())
+
+    errors = [error(zip(exact, got, strict=True)) for got in others]
+    assert errors[0] < 0.95 * errors[1]
+    for node in together.graph.nodes:
+        if node.target is CONV and layer_name(node) != "score":
+            rounding = together.get_submodule(str(node.args[1].target))
+            steps = get_attribute(together, node.args[1].args[0]) / rounding.scale[:, None, None, None]
+            torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
 
 
 def test_unsigned_activations_change_no_value(signed: onnx.ModelProto, pictures: list[np.ndarray]) -> None:
