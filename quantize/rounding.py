@@ -76,7 +76,9 @@ def round_hidden(graph: GraphModule, pictures: Sequence[np.ndarray]) -> GraphMod
     random = torch.Generator().manual_seed(0)
     for node in track(list(graph.graph.nodes), "rounding"):  # all pictures at once, operator by operator
         if node.target is CONV and node.args[1].op != "get_attr" and layer_name(node) not in OUTPUT_LAYERS:
-            round_convolution(graph, node, [run.env[node.args[0]] for run in runs], random)
+            weight = round_convolution(graph, node, [run.env[node.args[0]] for run in runs], random)
+            for run in runs:
+                run.env[node.args[1]] = weight
         for run in runs:
             run.env[node] = run.run_node(node)
             for used in run.user_to_last_uses.get(node, []):
@@ -84,18 +86,19 @@ def round_hidden(graph: GraphModule, pictures: Sequence[np.ndarray]) -> GraphMod
     return graph
 
 
-def round_convolution(graph: GraphModule, node: Node, given: Sequence[Tensor], random: torch.Generator) -> None:
-    """Round the weights of one that is given (1, C, H, W) each."""
-    _, rounding, bias, *rest = node.args
-    stride, padding = rest[:2] or (1, 0)
-    weight = get_attribute(graph, rounding.args[0])  # type: ignore[union-attr]
+def round_convolution(graph: GraphModule, node: Node, given: Sequence[Tensor], random: torch.Generator) -> Tensor:
+    """Round the weights of one that is given (1, C, H, W) each; returns them as the graph gives them to it."""
+    _, rounded, bias, *rest = node.args
+    assert isinstance(rounded, Node)
+    stride, padding = [*rest, 1][0], [*rest, 0, 0][1]
+    weight, rounding = get_attribute(graph, rounded.args[0]), graph.get_submodule(str(rounded.target))
     patches = []
     for x in given:
         columns = nn.functional.unfold(x, weight.shape[2:], padding=padding, stride=stride)[0]  # type: ignore[arg-type]
         patches.append(columns[:, torch.randperm(columns.shape[1], generator=random)[:PLACES]])
     seen = torch.cat(patches, 1).double().unflatten(0, (-1, weight[0].numel())).mT
-    observer = graph.get_submodule(str(rounding.target)).activation_post_process  # type: ignore[union-attr]
-    replace(weight, get_attribute(graph, bias), seen, observer)
+    replace(weight, get_attribute(graph, bias), seen, rounding.activation_post_process)
+    return rounding(weight)
 
 
 def replace(weight: Tensor, bias: Tensor, seen: Tensor, observer: ChannelStep) -> None:

@@ -174,8 +174,13 @@ def test_results_as_a_coco_data_set(folder: Path, tmp_path: Path, capsys: pytest
     data = json.loads(out.read_text())
     assert {Path(image["file_name"]) for image in data["images"]} == {*folder.rglob("*.*")}
     assert len(data["annotations"]) == 2
-    assert main(["detect", str(folder), "--coco", str(folder / "sky.png")]) == 1
-    assert "--coco" in capsys.readouterr().err
+    for more, words in (
+        ([str(folder / "sky.png")], "is a picture"),
+        (["-"], "name one"),
+        ([str(out), "--json", str(out)], "name two files"),
+    ):
+        assert main(["detect", str(folder), "--coco", *more]) == 1
+        assert words in capsys.readouterr().err
 
 
 def test_detections_before_an_interruption_are_kept(

@@ -318,7 +318,8 @@ def test_benchmarks_of_the_pages(reader: socket.socket, evaluation_data: Path, c
 
 
 def test_an_official_checkpoint_as_the_pages_have_it(reader: socket.socket, capsys: Capture) -> None:
-    pytest.importorskip("torch")
+    for library in ("torch", "scipy", "onnxscript"):
+        pytest.importorskip(library)
     from test_full import official_checkpoint
 
     official_checkpoint(Path())

@@ -28,6 +28,7 @@ from img2pose_edge.export.quantized_onnx import (
     to_onnx,
     unsigned_activations,
 )
+from img2pose_edge.quantize import rounding
 from img2pose_edge.quantize.equalize import equalize, shared_channels
 from img2pose_edge.quantize.fold import FoldedNet
 from img2pose_edge.quantize.graph import (
@@ -44,6 +45,7 @@ from img2pose_edge.quantize.nodes import CONV, get_attribute, layer_name
 from img2pose_edge.quantize.rounding import replace, round_outputs
 from img2pose_edge.quantize.sensitivity import sensitivities
 from img2pose_edge.quantize.steps import SAMPLES, ActivationStep, ChannelStep
+from torch import fx
 from torch.fx import GraphModule, Node
 
 from img2pose_edge import PoseDetector
@@ -194,7 +196,7 @@ def test_weights_are_rounded_together() -> None:
     step = observer.step
     with torch.no_grad():
         replace(layer.weight, layer.bias, seen[None], observer)  # type: ignore[arg-type]
-    after = layer.weight.detach().flatten(1)
+    after = layer.weight.detach().flatten(1).clone()
     torch.testing.assert_close(after / step[:, None], (after / step[:, None]).round())
     observer(layer.weight)
     assert torch.equal(observer.step, step), "rounded again, nothing changes"
@@ -225,6 +227,30 @@ def test_groups_of_a_convolution_are_rounded_by_what_each_sees() -> None:
     torch.testing.assert_close(bias, torch.cat([own for _, own in alone]))
 
 
+def test_layers_are_rounded_behind_rounded_ones(pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, Any]] = []
+    real = rounding.round_convolution
+
+    def note(graph: Any, node: Any, inputs: Any, random: Any) -> Any:
+        given.append((node.name, inputs[0].clone()))
+        return real(graph, node, inputs, random)
+
+    monkeypatch.setattr(rounding, "round_convolution", note)
+    graph = calibrated(trained(), pictures)
+    seen = dict(given)
+    assert len(seen) == len(given) > 40
+
+    class Watched(fx.Interpreter):
+        def run_node(self, n: Node) -> Any:
+            if n.name in seen:
+                torch.testing.assert_close(self.env[n.args[0]], seen.pop(n.name), atol=0, rtol=0)
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Watched(graph).run(torch.from_numpy(pictures[0][None]))
+    assert not seen
+
+
 def test_layers_rounded_together_are_nearer_to_the_float_network(pictures: list[np.ndarray]) -> None:
     together = calibrated(trained(), pictures)
     nearest = calibrate(prepare(round_outputs(equalized(trained(), pictures), pictures)), pictures)
@@ -242,8 +268,8 @@ def test_layers_rounded_together_are_nearer_to_the_float_network(pictures: list[
     assert errors[0] < 0.95 * errors[1]
     for node in together.graph.nodes:
         if node.target is CONV and layer_name(node) != "score":
-            rounding = together.get_submodule(str(node.args[1].target))
-            steps = get_attribute(together, node.args[1].args[0]) / rounding.scale[:, None, None, None]
+            own = together.get_submodule(str(node.args[1].target))
+            steps = get_attribute(together, node.args[1].args[0]) / own.scale[:, None, None, None]
             torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
 
 

@@ -75,6 +75,10 @@ def detect(options: argparse.Namespace) -> int:
     for name, file in (("--json", options.json), ("--coco", options.coco)):
         if file and (file.suffix.lower() in IMAGE_SUFFIXES or file.resolve() in sources):
             raise ValueError(f"{name} {file} is a picture, which results would replace: name another file")
+    if options.coco and str(options.coco) == "-":
+        raise ValueError("--coco writes a file, not to the terminal: name one")
+    if options.coco and options.json and options.coco.resolve() == options.json.resolve():
+        raise ValueError(f"--json and --coco would both write {options.coco}: name two files")
     if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
         check_picture_suffix(options.draw)
     if options.json and str(options.json) != "-":
@@ -111,14 +115,14 @@ def detect(options: argparse.Namespace) -> int:
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn
         for line in bad:
             print(f"error: {line}", file=sys.stderr)
-        if options.coco and (pictured or done):
-            write_coco(options.coco, pictured)
         if options.json and (results or done):
             text = json.dumps(results, indent=1) + "\n"
             if str(options.json) == "-":
                 print(text, end="")
             else:
                 write_file(options.json, text.encode())
+        if options.coco and (pictured or done):
+            write_coco(options.coco, pictured)
     return 1 if bad else 0
 
 

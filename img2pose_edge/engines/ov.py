@@ -84,7 +84,8 @@ class Request:
     there as convolutions write them, channels last, which saves OpenVINO a pass over them."""
 
     def __init__(self, network: openvino.Model, config: dict[str, Any]) -> None:
-        self._maps = [len(o.partial_shape) == 4 and o.partial_shape[1] != 1 for o in network.outputs]
+        shapes = [o.partial_shape for o in network.outputs]
+        self._maps = [s.rank.is_static and len(s) == 4 and s[1] != 1 for s in shapes]
         if any(self._maps):
             ends = PrePostProcessor(network)
             for number, is_map in enumerate(self._maps):
