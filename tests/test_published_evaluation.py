@@ -449,7 +449,7 @@ def test_the_page_s_command_evaluates(
         shutil.copy(MODELS / f"edge-n{suffix}", f"full-18{suffix}")
     assert main([*words, "--json", "figures.json"]) == 0, capsys.readouterr().err
     figures = json.loads(Path("figures.json").read_text())
-    assert figures["wider"]["ap_easy"] == 0  # the pictures are plain grey
+    assert figures["wider_val_multi_scale"]["ap_easy"] == 0  # the pictures are plain grey
     assert (figures["aflw2000"]["faces"], figures["biwi"]["faces"]) == (1, 1)
 
 
