@@ -20,8 +20,8 @@ from img2pose_edge.training.networks.edge import STRIDES
 
 QUANTILE = 0.9999
 RANGE = 3.0
-"""What most values of a channel stay below, in the end. Where 256 steps of a power of two end, at 4, a quarter is left to
-the few values beyond: those of the surest faces."""
+"""What most values of a channel stay below, in the end. 256 steps of a power of two end at 4: a quarter is left to the
+few values beyond, those of the surest faces."""
 
 
 @dataclass(frozen=True)
