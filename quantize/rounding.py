@@ -90,7 +90,7 @@ def round_convolution(graph: GraphModule, node: Node, given: Sequence[Tensor], r
     """Round the weights of one that is given (1, C, H, W) each; returns them as the graph gives them to it."""
     _, rounded, bias, *rest = node.args
     assert isinstance(rounded, Node)
-    stride, padding = [*rest, 1][0], [*rest, 0, 0][1]
+    stride, padding = (*rest, *(1, 0)[len(rest) :])[:2]  # an exported graph leaves out what is default
     weight, rounding = get_attribute(graph, rounded.args[0]), graph.get_submodule(str(rounded.target))
     patches = []
     for x in given:
