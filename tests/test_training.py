@@ -162,6 +162,30 @@ def test_augmented_astronauts_are_where_the_labels_say(tiny_data: Path, tmp_path
     assert np.degrees(np.median(errors)) < 10
 
 
+@pytest.mark.parametrize("scale", [0.35, 0.7, 1.0])
+def test_scenes_fill_their_picture_as_sharp_as_the_runtime_sees_them(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    monkeypatch.setattr(augment, "SCENE", 1.0)
+    rng = np.random.default_rng(0)
+    records = read_records(tiny_data / "labels.jsonl")[:1]
+    texture = cv2.GaussianBlur(rng.normal(128, 60, (records[0].height, records[0].width, 3)), (0, 0), 0.6 / scale)
+    texture = texture.clip(0, 255).astype(np.uint8)
+    plain = {"centred": 0.0, "turned": 0.0, "lying": 0.0, "colored": 0.0, "covered": 0.0, "backed": 0.0, "filled": 1.0}
+    strength = replace(STRENGTHS["mild"], scales=(scale, scale), **plain)
+    composer = Composer(records, [texture], [0], 96, seed=1, strength=strength)
+
+    def detail(image: np.ndarray) -> float:
+        return float(cv2.Laplacian(image, cv2.CV_32F).std())
+
+    height, width = (round(scale * side) for side in texture.shape[:2])
+    seen = letterbox(texture, max(height, width), 32)[0][:height, :width]
+    for i in range(9):
+        picture = composer[i].image
+        assert detail(picture) == pytest.approx(detail(seen), rel=0.05)
+        assert min(picture.std(axis=(1, 2)).min(), picture.std(axis=(0, 2)).min()) > 2, "it has a margin"
+
+
 def test_what_is_too_large_to_learn_depends_on_the_picture(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ any number of workers, and sees what it would have seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -354,13 +354,15 @@ class Composer:
         else:
             source = rng.uniform(0, 1, 2) * [record.width, record.height]
         target = rng.uniform(0.05, 0.95, 2) * self.size
+        flip = bool(rng.random() < 0.5)
         if rng.random() < self.strength.filled:  # no margin where the image is large enough to fill the picture
-            low, high = self.size - scale * ([record.width, record.height] - source), scale * source
+            before, behind = source, [record.width, record.height] - source
+            if flip:
+                before, behind = np.array([behind[0], before[1]]), np.array([before[0], behind[1]])
+            low, high = self.size - scale * behind, scale * before
             target = np.clip(target, np.minimum(low, high), np.maximum(low, high))
         degrees = float(np.clip(rng.normal(0, 16), -40, 40)) if rng.random() < self.strength.turned else 0.0
-        degrees = self._lie(degrees, rng)
-        placement = Placement(source, target, scale, degrees, bool(rng.random() < 0.5))
-        return self._paste(canvas, index, placement)
+        return self._paste(canvas, index, Placement(source, target, scale, self._lie(degrees, rng), flip))
 
     def _lie(self, degrees: float, rng: np.random.Generator) -> float:
         """Turn of a picture in degrees, here and there that of one of people lying down."""
@@ -416,19 +418,21 @@ class Composer:
             matrix = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ [x1, y1]])
             inside = clip_faces(_shifted(faces, -np.array([x1, y1])), x2 - x1, y2 - y1)
             faces = _shifted(inside, np.array([x1, y1]))
-        if placement.scale < 0.5:  # warpAffine does not low-pass
-            share = 0.5 ** int(-np.log2(placement.scale))
-            small = cv2.resize(pixels, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-            factor = np.array([pixels.shape[1] / small.shape[1], pixels.shape[0] / small.shape[0]])
-            pixels, matrix = small, np.column_stack([matrix[:, :2] * factor, matrix[:, 2]])
+        if (scale := placement.scale) < 1:  # as the runtime shrinks images; warpAffine does not low-pass
+            pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            matrix = np.column_stack([matrix[:, :2] / scale, matrix[:, 2]])
         # Pixel i covers [i, i + 1): OpenCV puts coordinates at pixel centres, we at corners.
-        offset = matrix[:, :2] @ [0.5, 0.5] - 0.5
+        matrix = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ [0.5, 0.5] - 0.5])
+        if not placement.degrees:  # by whole pixels, as between them fine detail is lost
+            shift = matrix[:, 2].round() - matrix[:, 2]
+            matrix[:, 2] += shift
+            placement = replace(placement, target=placement.target + shift)
         cv2.warpAffine(
             pixels,
-            np.column_stack([matrix[:, :2], matrix[:, 2] + offset]),
+            matrix,
             (canvas.shape[1], canvas.shape[0]),
             canvas,
-            flags=cv2.INTER_LINEAR,
+            flags=cv2.INTER_CUBIC,  # linear would halve the power of fine detail
             borderMode=cv2.BORDER_TRANSPARENT,
         )
         camera = geometry.default_intrinsics(record.width, record.height)
