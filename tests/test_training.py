@@ -171,7 +171,16 @@ def test_scenes_fill_their_picture_as_sharp_as_the_runtime_sees_them(
     records = read_records(tiny_data / "labels.jsonl")[:1]
     texture = cv2.GaussianBlur(rng.normal(128, 60, (records[0].height, records[0].width, 3)), (0, 0), 0.6 / scale)
     texture = texture.clip(0, 255).astype(np.uint8)
-    plain = {"centred": 0.0, "turned": 0.0, "lying": 0.0, "colored": 0.0, "covered": 0.0, "backed": 0.0, "filled": 1.0}
+    plain = {
+        "whole": 0.0,
+        "centred": 0.0,
+        "turned": 0.0,
+        "lying": 0.0,
+        "colored": 0.0,
+        "covered": 0.0,
+        "backed": 0.0,
+        "filled": 1.0,
+    }
     strength = replace(STRENGTHS["mild"], scales=(scale, scale), **plain)
     composer = Composer(records, [texture], [0], 96, seed=1, strength=strength)
 
@@ -184,6 +193,14 @@ def test_scenes_fill_their_picture_as_sharp_as_the_runtime_sees_them(
         picture = composer[i].image
         assert detail(picture) == pytest.approx(detail(seen), rel=0.05)
         assert min(picture.std(axis=(1, 2)).min(), picture.std(axis=(0, 2)).min()) > 2, "it has a margin"
+
+
+def test_what_is_pasted_has_no_rim(tiny_data: Path) -> None:
+    record = read_records(tiny_data / "labels.jsonl")[0]
+    composer = Composer([record], [np.full((record.height, record.width, 3), 200, np.uint8)], [0], 320, seed=1)
+    canvas = np.full((320, 320, 3), 9, np.uint8)
+    composer._paste(canvas, 0, Placement(np.zeros(2), np.full(2, 100.3), 1.3, 20.0))
+    assert np.unique(canvas).tolist() == [9, 200]
 
 
 def test_what_is_too_large_to_learn_depends_on_the_picture(
@@ -436,6 +453,9 @@ def test_assignment_gives_every_face_cells_of_its_own(tiny_data: Path, tmp_path:
     mask = covered_cells(extra.select(extra.ignore), cells)
     inside = (cells.middle > extra.boxes[:1, :2]) & (cells.middle < extra.boxes[:1, 2:])
     assert mask[0][inside.all(1)].all()
+    # A face of four pixels at a corner of cells holds the middle of none: the four around it say nothing of it.
+    tiny = replace(extra.select(torch.tensor([0])), boxes=torch.tensor([[62.0, 62, 66, 66]]))
+    assert cells.middle[covered_cells(tiny, cells)[0]].tolist() == [[60, 60], [68, 60], [60, 68], [68, 68]]
 
 
 def test_a_few_steps_learn(tiny_data: Path, tmp_path: Path) -> None:

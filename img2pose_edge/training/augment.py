@@ -49,6 +49,7 @@ class Strength:
 
     Attributes:
         scales: of scenes, least and greatest.
+        whole: share of scenes that keep their size: as the runtime sees them, to the pixel.
         centred: share of scenes that are around a face, not anywhere.
         filled: share of scenes without a margin where the image is large enough.
         turned: share of scenes that are turned a little.
@@ -59,6 +60,7 @@ class Strength:
     """
 
     scales: tuple[float, float]
+    whole: float
     centred: float
     filled: float
     turned: float
@@ -69,8 +71,8 @@ class Strength:
 
 
 STRENGTHS = {
-    "full": Strength((0.45, 2.0), 0.9, 0.8, 0.3, 0.12, 1.0, 0.3, 0.6),
-    "mild": Strength((0.8, 1.3), 0.5, 1.0, 0.0, 0.06, 0.25, 0.0, 0.3),
+    "full": Strength((0.45, 2.0), 0.0, 0.9, 0.8, 0.3, 0.12, 1.0, 0.3, 0.6),
+    "mild": Strength((0.5, 0.8), 0.5, 0.5, 1.0, 0.0, 0.06, 0.25, 0.0, 0.6),
 }
 """``mild`` is for a last phase at a low rate: what a network learns last it should learn from what it will see."""
 
@@ -245,7 +247,9 @@ def uncovered_faces(faces: Faces, covered: np.ndarray) -> Faces:
     """Faces that can be seen where a picture is not ``covered`` (S, S) bool; ignored if less than two thirds can."""
     corners = np.clip(faces.boxes, 0, np.tile(covered.shape[::-1], 2)).round().astype(int)
     hidden = np.array([covered[y1:y2, x1:x2].mean() if x2 > x1 and y2 > y1 else 1.0 for x1, y1, x2, y2 in corners])
-    ignore = faces.ignore | (hidden > 1 / 3)
+    area = np.prod(faces.boxes[:, 2:] - faces.boxes[:, :2], axis=1)
+    seen = (1 - hidden) * np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+    ignore = faces.ignore | (hidden > 1 / 3) | (seen < LEAST_SEEN * area)
     return Faces(faces.boxes, faces.local, faces.trust, faces.landmarks, ignore).select(hidden < 0.9)
 
 
@@ -344,6 +348,7 @@ class Composer:
         index = self._draw(self.scenes, rng)
         record = self.records[index]
         scale = np.exp(rng.uniform(*np.log(self.strength.scales)))
+        scale = 1.0 if rng.random() < self.strength.whole else float(scale)
         real = np.flatnonzero(~record.faces.ignore)
         if rng.random() < self.strength.centred and len(real):
             # Photographs show few profiles, and few of them are found: they are looked at up to three times as often.
@@ -427,14 +432,11 @@ class Composer:
             shift = matrix[:, 2].round() - matrix[:, 2]
             matrix[:, 2] += shift
             placement = replace(placement, target=placement.target + shift)
-        cv2.warpAffine(
-            pixels,
-            matrix,
-            (canvas.shape[1], canvas.shape[0]),
-            canvas,
-            flags=cv2.INTER_CUBIC,  # linear would halve the power of fine detail
-            borderMode=cv2.BORDER_TRANSPARENT,
-        )
+        shape = canvas.shape[1], canvas.shape[0]
+        # Linear would halve the power of fine detail; beside the picture cubic would ring with what lies there.
+        drawn = cv2.warpAffine(pixels, matrix, shape, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        there = cv2.warpAffine(np.ones(pixels.shape[:2], np.uint8), matrix, shape, flags=cv2.INTER_NEAREST)
+        np.copyto(canvas, drawn, where=there[..., None] > 0)
         camera = geometry.default_intrinsics(record.width, record.height)
         moved, camera = place_faces(faces, camera, placement)
         return clip_faces(moved, canvas.shape[1], canvas.shape[0]), camera

@@ -175,12 +175,14 @@ def assign(
 
 
 def covered_cells(batch: Batch, cells: Cells) -> Tensor:
-    """(B, N) bool: cells whose middle lies in a face of the batch."""
+    """(B, N) bool: cells whose middle lies in a face of the batch, or within a stride of its own on the first level, as
+    do those that would learn it (:func:`candidate_cells`)."""
     boxes, picture = batch.boxes, batch.picture
     mask = torch.zeros(len(batch.images), len(cells.stride), dtype=torch.bool, device=boxes.device)
     if len(boxes):
-        middle = cells.middle
+        middle, home = cells.middle, (boxes[:, :2] + boxes[:, 2:]) / 2
         inside = ((middle > boxes[:, None, :2]) & (middle < boxes[:, None, 2:])).all(-1)
-        at, cell = inside.nonzero(as_tuple=True)
+        near = ((middle - home[:, None]).abs() < cells.stride[:, None]).all(-1) & (cells.level == 0)
+        at, cell = (inside | near).nonzero(as_tuple=True)
         mask[picture[at], cell] = True
     return mask

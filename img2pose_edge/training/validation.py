@@ -90,7 +90,8 @@ def validate(
         faces = record.faces
         sizes = faces.sizes * min(1, INPUT_SIZE / max(record.width, record.height))
         if record.collection == "wider" or not scenes:
-            found.append(Detections(boxes, np.array([f.score for f in detected])))
+            seen = np.clip(boxes, 0, [record.width, record.height] * 2)  # as annotators draw them, and `evaluate` does
+            found.append(Detections(seen, np.array([f.score for f in detected])))
             truth.append(GroundTruth(faces.boxes, ~faces.ignore & (sizes >= LEAST_SIZE)))
         posed = np.flatnonzero(~faces.ignore & (faces.trust > LEAST_TRUST) & (sizes >= 2 * LEAST_SIZE))
         wanted += len(posed)
