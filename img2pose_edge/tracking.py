@@ -24,8 +24,8 @@ from img2pose_edge.smoothing import (
 
 SURE_SIMILARITY, UNSURE_SIMILARITY = 0.2, 0.5
 """Least similarity of a face to a track that it continues (the overlaps that ByteTrack's code asks for)."""
-PATIENCE = 0.5
-"""Seconds that a face may stay unseen and be the same: eleven lost frames at 24 a second."""
+PATIENCE = 1.0
+"""Seconds that a face may stay unseen and be the same, as in ByteTrack: ten lost frames at 11 a second."""
 GROWN = np.array([[1.5, 0, -0.5, 0], [0, 1.5, 0, -0.5], [-0.5, 0, 1.5, 0], [0, -0.5, 0, 1.5]])
 """Doubles a box about its middle."""
 
@@ -95,7 +95,7 @@ class PoseTracker:
         Args:
             sure_score: least score, 0 to 1, of a face that begins a track. For a second threshold to matter, let the
                 detector's ``score_threshold`` be lower: :attr:`least_score`.
-            patience: seconds that a face may stay unseen and keep its id (0.5: eleven lost frames at 24 a second). One
+            patience: seconds that a face may stay unseen and keep its id (1: ten lost frames at 11 a second). One
                 that was in the last frame keeps it, however long ago that was.
             min_cutoff: hertz, cutoff of the filter at rest: lower is steadier, and slower to settle.
             speed_slope: hertz by which a speed of 1 radian/s (or face unit/s, or 1/s of log depth) raises the cutoff:

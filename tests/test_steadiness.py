@@ -207,7 +207,7 @@ def test_switches_without_labels() -> None:
     assert count(both, frame(left=0, right=2)) == 1
     assert count(both, frame(left=0), frame(left=0, right=2)) == 1
     assert count(both, frame(left=1, right=0)) == 2
-    assert count(frame(left=0), *[[]] * 20, frame(left=1)) == 0, "gone for longer than the tracker remembers"
+    assert count(frame(left=0), *[[]] * 40, frame(left=1)) == 0, "gone for longer than the tracker remembers"
 
 
 # --- the report ----------------------------------------------------------------------------------
