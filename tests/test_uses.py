@@ -44,6 +44,7 @@ from img2pose_edge.look import look
 from img2pose_edge.matrices import column_major, model_view, projection
 from img2pose_edge.rows import COLUMNS, RowWriter, face_row, read_rows
 from img2pose_edge.senders import find_host, opentrack_pose, parse_address
+from img2pose_edge.tracking import PATIENCE
 
 K = geometry.default_intrinsics(640, 480)
 
@@ -713,7 +714,7 @@ def test_opentrack_stays_with_the_head_it_follows(listener: socket.socket, monke
         assert sent(send, [second], [4]) is None, "missed for a frame: nobody takes over"
         assert sent(send, [], []) is None
         assert sent(send, [second, first], [4, 3]) is first
-        assert sent(send, [second], [4], 0.6) is second, "gone for good"
+        assert sent(send, [second], [4], PATIENCE + 0.1) is second, "gone for good"
         assert sent(send, [first, second], [3, 4]) is second
         assert sent(send, [first], None) is first, "without ids, the best"
 
