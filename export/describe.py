@@ -46,13 +46,16 @@ def describe(state: dict[str, Any], network: nn.Module, out: Path, facts: dict[s
         path of the manifest.
     """
     official = "points68" in facts
+    options = {**state.get("options", {})}
+    if "teacher" in options:  # by name: where they lie on this machine is nobody's business
+        options["teacher"] = [Path(teacher).name for teacher in options["teacher"]]
     manifest = {
         "name": out.stem,
         "file": out.name,
         "sha256": sha256(out),
         "format": {".xml": "openvino"}.get(out.suffix, out.suffix.removeprefix(".")),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "training": {"steps": state.get("step"), "options": state.get("options", {})},
+        "training": {"steps": state.get("step"), "options": options},
         "metrics": {},
         "versions": {"img2pose-edge": __version__, "torch": torch.__version__.split("+")[0]},
         **facts,

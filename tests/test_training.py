@@ -985,6 +985,14 @@ def test_weights_tell_all_that_they_were_trained_on(tiny_data: Path, tmp_path: P
     assert (manifest["data"], manifest["licence"]) == (state["data"], "for research")
 
 
+def test_a_manifest_names_teachers_not_where_they_lie(tmp_path: Path) -> None:
+    state = {"network": "edge-n", "weights": build_network("edge-n").state_dict()}
+    save_checkpoint({**state, "options": {"teacher": (str(tmp_path / "scrfd.onnx"),), "seed": 3}}, tmp_path / "own.pt")
+    assert main(["export", "--checkpoint", str(tmp_path / "own.pt"), "--out", str(tmp_path / "own.onnx")]) == 0
+    manifest = json.loads((tmp_path / "own.json").read_text())
+    assert manifest["training"]["options"] == {"teacher": ["scrfd.onnx"], "seed": 3}
+
+
 def test_sizes_are_those_that_the_network_sees(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("img2pose_edge.training.validation.detect_with", lambda *_: [])
     record = read_records(tiny_data / "labels.jsonl")[0]
