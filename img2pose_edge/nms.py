@@ -31,10 +31,11 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray
     their last pixel.
     """
     left, top, right, bottom = a.T[:, :, None]
-    x1, y1, x2, y2 = b.T
+    x1, y1, x2, y2 = np.ascontiguousarray(b.T)
     if extra:
         right, bottom, x2, y2 = right + extra, bottom + extra, x2 + extra, y2 + extra
-    # In place: of many boxes, memory for results in between takes longer than the arithmetic.
+    # In place, and what can be done to a row is: of many boxes, memory for results in between takes longer than the
+    # arithmetic.
     width = np.minimum(right, x2)
     width -= np.maximum(left, x1)
     overlap = np.minimum(bottom, y2)
@@ -42,6 +43,6 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray, extra: float = 0.0) -> np.ndarray
     np.maximum(width, 0, out=width)
     np.maximum(overlap, 0, out=overlap)
     overlap *= width
-    union = (right - left) * (bottom - top) + (x2 - x1) * (y2 - y1)
+    union = (right - left) * (bottom - top) + np.maximum((x2 - x1) * (y2 - y1), 1e-12)
     union -= overlap
-    return overlap / np.maximum(union, 1e-12)
+    return overlap / union
