@@ -94,13 +94,15 @@ def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None
         ValueError: naming file and line.
     """
     rows = []
-    with require(path).open(newline="", encoding="utf-8") as file:
+    with require(path).open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it, too
         reader = csv.DictReader(file)
         for row in reader:
             try:
                 numbers = {name: float(row[name]) for name in columns}
                 if not np.isfinite(list(numbers.values())).all():
                     raise ValueError(f"its numbers are not finite: {numbers}")
+                if not row["image"]:
+                    raise ValueError("it names no image")
                 rows.append({"image": row["image"], **numbers})
             except (ValueError, KeyError, TypeError) as error:
                 raise_or_add(f"{path}, line {reader.line_num}: {error!r}", problems, error)

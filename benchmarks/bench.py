@@ -7,6 +7,7 @@ import os
 import platform
 import queue
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -25,7 +26,13 @@ from img2pose_edge.benchmarks.contenders import (
     our_contenders,
     peer_contenders,
 )
-from img2pose_edge.benchmarks.latency import ContenderError, Process, choose_cores, time_contenders
+from img2pose_edge.benchmarks.latency import (
+    EVALUATION_LIMIT,
+    ContenderError,
+    Process,
+    choose_cores,
+    time_contenders,
+)
 from img2pose_edge.benchmarks.macs import count_macs
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, HEIGHT, WIDTH
 from img2pose_edge.benchmarks.sets import SETS
@@ -46,7 +53,11 @@ class BenchOptions:
     ``models``: ours, names or paths; empty means the bundled ones. ``sizes``: longest sides of the networks' input.
     ``threads``, ``faces``: numbers of them, each of which is timed. ``rounds``: turns of each contender.
     ``data``: folder of the evaluation sets, ``peers``: of the peers' models, ``mediapipe``: a Python interpreter that
-    has MediaPipe and this package; without them that part is left out.
+    has MediaPipe, scikit-image and this package; without them that part is left out.
+
+    Raises:
+        FileNotFoundError: naming the folder or interpreter that is not there.
+        ValueError: naming the option that is wrong.
     """
 
     models: tuple[str, ...] = ()
@@ -59,6 +70,12 @@ class BenchOptions:
     mediapipe: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("data", "peers"):  # before an hour goes into the rest
+            folder = getattr(self, name)
+            if folder and not folder.is_dir():
+                raise FileNotFoundError(f"{name}: no folder {folder}")
+        if self.mediapipe and not shutil.which(self.mediapipe):
+            raise FileNotFoundError(f"mediapipe: no Python interpreter {self.mediapipe}")
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         for faces in self.faces:
@@ -160,17 +177,25 @@ def measure_accuracy(
     for core in choose_cores():
         cores.put([core])
 
-    def measure(task: tuple[Contender, list[str]]) -> dict[str, Any]:
+    def measure(task: tuple[Contender, list[str]]) -> tuple[dict[str, dict[str, float]], list[str]]:
+        """Figures by set, without the sets on which it failed; and what there is to say."""
         contender, names = task
         core = cores.get()
+        figures: dict[str, dict[str, float]] = {}
+        problems: list[str] = []
         try:
             with Process(contender, pythons.get(contender.engine, sys.executable), 1, core) as process:
                 process.load()
-                return process.ask("evaluate", data=str(data), sets=names)
+                for name in names:
+                    answer = process.ask("evaluate", limit=EVALUATION_LIMIT, data=str(data), name=name)
+                    problems += answer["problems"]
+                    if not answer["failed"]:
+                        figures[name] = answer["figures"]
         except ContenderError as error:
-            return {"problems": [str(error)]}
+            problems.append(str(error))
         finally:
             cores.put(core)
+        return figures, problems
 
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     failed: set[tuple[str, str]] = set()
@@ -179,14 +204,12 @@ def measure_accuracy(
         while tasks := choose_tasks(contenders, sets, found, failed):
             measuring = pool.map(measure, tasks.items())
             for contender, names in track(list(tasks.items()), "measuring accuracy"):
-                answer = next(measuring)
-                missing.extend(answer["problems"])
-                measured = answer.get("accuracy", {})
+                measured, problems = next(measuring)
+                missing.extend(problems)
                 # Where it could not run, another engine that finds the same may.
-                failed |= {(contender.name, name) for name in answer.get("failed", names)}
-                for name in set(names) - set(answer.get("failed", names)):
-                    of = {**measured[name], "measured": contender.name} if name in measured else {}
-                    found[_same(contender, name)] = of
+                failed |= {(contender.name, name) for name in set(names) - set(measured)}
+                for name, values in measured.items():
+                    found[_same(contender, name)] = {**values, "measured": contender.name} if values else {}
     except KeyboardInterrupt:
         missing.append(INTERRUPTED)
     finally:

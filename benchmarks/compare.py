@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.benchmarks.figures import AFLW_MAE, Place, pan_error, precision, read, whole_call
+from img2pose_edge.benchmarks.figures import AFLW_MAE, BIWI_MAE, Place, pan_error, precision, read, was_busy, whole_call
 
 FIGURES: dict[str, Place] = {
     "ms": whole_call(),
@@ -18,6 +18,7 @@ FIGURES: dict[str, Place] = {
     "P'04 0-60": pan_error(0, 60),
     "P'04 75-90": pan_error(75, 90),
     "P'04 missed": (*pan_error(0, 60)[:2], "missed"),
+    "BIWI MAE": BIWI_MAE,
 }
 """What is compared (one thread, one face), and where a result holds it."""
 RATIOS = ("ms", "network ms", "peak MB")
@@ -57,7 +58,7 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
         alone = [name for name in one if name not in other]
         if alone:
             lines.append(f"only in the {which}: {', '.join(alone)}")
-    for place in (("wider", "images"), ("aflw2000_subset", "faces"), ("pointing04", "faces")):
+    for place in (("wider", "images"), ("aflw2000_subset", "faces"), ("pointing04", "faces"), ("biwi", "faces")):
         counts = [{read(of[name], ("accuracy", *place)) for name in both} - {None} for of in (first, second)]
         if counts[0] and counts[1] and counts[0] != counts[1]:
             told = ", then ".join("/".join(f"{n:.0f}" for n in sorted(filter(None, c))) for c in counts)
@@ -68,6 +69,9 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
         old, new = (v.get(package, "none") for v in versions)
         if old != new:
             lines.append(f"{package}: {old}, then {new}")
+    for which, of in (("first", before), ("second", after)):
+        if was_busy(of["machine"]):
+            lines.append(f"the machine was not idle when the {which} began, so its times say less")
     if before.get("missing", []) != after.get("missing", []):
         lines.append("not the same was missing: see the end of each report")
     if machines[0] != machines[1]:

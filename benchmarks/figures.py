@@ -11,6 +11,12 @@ Place = tuple[str, ...]
 SIZE = 640
 """Longest side of the input that short tables and breakdowns show."""
 AFLW_MAE: Place = ("accuracy", "aflw2000_subset", "mae")
+BIWI_MAE: Place = ("accuracy", "biwi", "local_mae")
+
+
+def was_busy(machine: dict[str, Any]) -> bool:
+    """Whether other work ran on the machine of a benchmark when that began, so that times are too long."""
+    return bool(machine.get("load_before", 0.0) > 0.3 * (machine.get("cores") or 1))
 
 
 def read(result: Result, place: Place) -> float | None:

@@ -28,16 +28,20 @@ COLD_STARTS = 3
 """Processes of each contender that are begun anew, in random order."""
 LIMIT = 3600.0
 """Seconds that an answer may take; a process that hangs is ended then."""
+EVALUATION_LIMIT = 24 * 3600.0
+"""The same of a data set, which may hold thousands of pictures."""
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 """glibc keeps what is freed, as it does in a process that has run for long. Otherwise it depends on earlier calls
 whether a few megabytes are given back and faulted in again at each call, which takes up to 4 ms."""
 WORKER = """
-import os, runpy
+import os, runpy, sys
+sys.path[:] = filter(None, sys.path)
 if {cores} and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores})
 runpy.run_module("img2pose_edge.benchmarks.worker", run_name="__main__")
 """
-"""Bound to its cores before any library starts threads."""
+"""Bound to its cores before any library starts threads; without the current folder, where a checkout's parts of the
+package would hide those that are installed."""
 
 
 class Process:
@@ -89,27 +93,37 @@ class Process:
         fields = {name: getattr(self.contender, name) for name in self.contender.__dataclass_fields__}
         return self.ask("open", contender=fields, threads=self.threads)
 
-    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, what: str, *, limit: float = LIMIT, **arguments: Any) -> dict[str, Any]:
         """One request and its answer.
 
         Raises:
-            ContenderError: if the contender failed, or its process died.
+            ContenderError: if the contender failed, its process died, or took longer than ``limit`` seconds.
         """
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
             stdin.write(json.dumps({"do": what, **arguments}) + "\n")
             stdin.flush()
-            limit = threading.Timer(LIMIT, self._process.kill)
-            limit.start()
+            timer = threading.Timer(limit, end)
+            timer.start()
             try:
                 line = stdout.readline()
             finally:
-                limit.cancel()
+                timer.cancel()
             answer = json.loads(line)
         except (OSError, ValueError):  # it died before or while it answered
-            answer = {"error": f"its process died: {_last_line(self._log)}"}
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            killed = self._process.returncode == -9
+            why = "it was killed, for lack of memory perhaps" if killed else _last_line(self._log)
+            answer = {"error": f"no answer in {limit:.0f} s" if late.is_set() else f"its process died: {why}"}
         if "error" in answer:
             raise ContenderError(f"{self.contender.name}: {answer['error']}")
         return dict(answer)

@@ -42,7 +42,8 @@ def wider_average_precision(
 
     In each image detections, best first, claim the annotated box they overlap most, if by at least
     ``iou``. A detection on an ignored box counts neither way; a second one on a claimed box counts as
-    a proposal but not as a find. Precision and recall are read at ``thresholds`` scores between 0 and
+    a proposal but not as a find. What is found in an image without any annotated box counts as proposals, where
+    the official code leaves such images out. Precision and recall are read at ``thresholds`` scores between 0 and
     1; precision is made monotone and integrated over recall (PASCAL VOC 2010).
 
     Args:

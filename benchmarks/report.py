@@ -12,6 +12,7 @@ from typing import Any
 from img2pose_edge.benchmarks.accuracy import SUBSETS, YAWS
 from img2pose_edge.benchmarks.figures import (
     AFLW_MAE,
+    BIWI_MAE,
     Place,
     Result,
     fastest,
@@ -22,6 +23,7 @@ from img2pose_edge.benchmarks.figures import (
     pan_error,
     precision,
     read,
+    was_busy,
     whole_call,
     yaw_error,
 )
@@ -91,11 +93,11 @@ def long_row(result: Result) -> dict[str, str]:
     columns["AFLW MAE"] = cell(result, AFLW_MAE, 2)
     for low, high in YAWS:
         count = cell(result, (*AFLW_MAE[:2], f"faces_yaw_{low}_{high}"), 0)
-        columns[f"AFLW MAE, yaw {low}-{high}"] = f"{cell(result, yaw_error(low, high), 2)} (of {count})"
+        columns[f"AFLW MAE, yaw {low}-{high}"] = f"{error_cell(result, yaw_error(low, high), 2)} of {count}"
     columns["AFLW missed"] = cell(result, missed(AFLW_MAE), 0)
     for low, high in SHOWN_PANS:
         columns[f"P'04 yaw, pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
-    columns["BIWI MAE"] = cell(result, ("accuracy", "biwi", "local_mae"), 2)
+    columns["BIWI MAE"] = cell(result, BIWI_MAE, 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
     return columns
 
@@ -128,6 +130,7 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
         .from_string(template)
         .render(
             document=document,
+            busy=was_busy(document["machine"]),
             overview=embedded(overview),
             breakdowns=[embedded(figure) for figure in draw_breakdowns(results)],
             columns=list(dict.fromkeys(k for row in rows for k in row)),

@@ -17,7 +17,7 @@ import numpy as np
 from img2pose_edge.benchmarks.accuracy import wider_records
 from img2pose_edge.benchmarks.bench import load_before, machine
 from img2pose_edge.benchmarks.fast_path import FastComparison
-from img2pose_edge.benchmarks.figures import markdown
+from img2pose_edge.benchmarks.figures import markdown, was_busy
 from img2pose_edge.benchmarks.motion import TURN_SPEED, Motion, Scene, motions
 from img2pose_edge.benchmarks.steadiness import (
     Trace,
@@ -61,8 +61,6 @@ TITLES = {
     "sway": "pan, tilt and roll, slow",
     "zoom": "zoom to 1.5",
 }
-BUSY = 0.5
-"""Load from which times are doubtful."""
 PLACES = {"clips": "clips", "rendered": "pan and sway"}
 TIMES = ("median_ms", "p95_ms", "cpu_ms")
 LINES = (("true", "truth", "k--"), ("raw", "raw", ".-"), ("smooth", "smoothed", "-"))
@@ -304,7 +302,7 @@ def tables(document: dict[str, Any]) -> str:
         f"{names}; {len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces; "
         f"{len(clips)} clips."
     )
-    if load > BUSY:
+    if was_busy(where):
         measured += " The machine was busy with other work: times but the CPU's are too long."
     return "\n\n".join([measured, markdown(rest), markdown(moving), markdown(watched), tracker, markdown(fast)])
 

@@ -91,25 +91,25 @@ class Worker:
         unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
         return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
 
-    def evaluate(self, data: str, sets: list[str]) -> dict[str, Any]:
-        """Accuracy on some of the data sets below the folder ``data``; what is missing there is named, and on which
-        of them the contender failed."""
+    def evaluate(self, data: str, name: str) -> dict[str, Any]:
+        """Accuracy on a data set below the folder ``data``, empty if that has none; what is missing there; and whether
+        the contender failed."""
         from img2pose_edge.benchmarks.sets import SETS
 
         problems: list[str] = []
-        figures, failed = {}, []
-        for name in sets:
-            folder, protocol = SETS[name]
-            try:
-                found = protocol(self._detect, Path(data) / folder, problems)
-                if found["faces"]:
-                    figures[name] = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
-            except (OSError, ValueError, ImportError) as error:
-                problems.append(str(error))
-            except Exception as error:  # of the model or its engine: another engine may run it
-                problems.append(f"{self._name} on {Path(data) / folder}: {error}")
-                failed.append(name)
-        return {"accuracy": figures, "problems": problems, "failed": failed}
+        figures: dict[str, float] = {}
+        folder, protocol = SETS[name]
+        failed = False
+        try:
+            found = protocol(self._detect, Path(data) / folder, problems)
+            if found["faces"]:
+                figures = {k: v for k, v in found.items() if v == v}  # no NaN: JSON has none
+        except (OSError, ValueError, ImportError) as error:
+            problems.append(str(error))
+        except Exception as error:  # of the model or its engine: another engine may run it
+            problems.append(f"{self._name} on {Path(data) / folder}: {error}")
+            failed = True
+        return {"figures": figures, "problems": problems, "failed": failed}
 
     def _detect(self, image: np.ndarray, threshold: float | None) -> list[Found]:
         try:

@@ -26,6 +26,8 @@ FORMATS = {"onnx": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
 PRECISIONS = ("fp32", "fp16", "int8")
 TFLITE_SIZE = 480, 640
 PROPOSALS = 1000
+MERGE_IOU = 0.6
+"""Overlap from which on the poses of one face's cells are averaged."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,9 @@ class ExportOptions:
     ``format``: ``onnx``, ``openvino`` or ``tflite``. ``precision``: ``fp32``, ``fp16`` (weights; arithmetic where the
     engine has it) or ``int8``, of a quantized checkpoint. ``size``: height and width of a TFLite model's input,
     multiples of 32 (default 480 and 640). ``proposals``: of a full network in an image (default 1,000).
-    ``score_threshold``, ``nms_iou``, ``merge_iou``: the runtime's defaults for this model. ``data``,
-    ``licence``: what the manifest says of training data and weights; empty means what the checkpoint knows of them.
+    ``score_threshold``, ``nms_iou``, ``merge_iou``: the runtime's defaults for this model; poses of an edge network's
+    cells are averaged (:data:`MERGE_IOU`) unless ``merge_iou`` is 0, a full network's are not. ``data``, ``licence``:
+    what the manifest says of training data and weights; empty means what the checkpoint knows of them.
     """
 
     format: str = "onnx"
@@ -45,7 +48,7 @@ class ExportOptions:
     proposals: int | None = None
     score_threshold: float = 0.5
     nms_iou: float = 0.5
-    merge_iou: float = 0.0
+    merge_iou: float | None = None
     data: str = ""
     licence: str = ""
 
@@ -53,7 +56,7 @@ class ExportOptions:
         for name, known in {"format": tuple(FORMATS), "precision": PRECISIONS}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if not 0 <= self.merge_iou <= 1:
+        if self.merge_iou is not None and not 0 <= self.merge_iou <= 1:
             raise ValueError(f"merge_iou must be between 0 and 1, got {self.merge_iou}")
         if self.size and self.format != "tflite":
             raise ValueError(f"size is of models in tflite; those in {self.format} take images of any size")
@@ -88,6 +91,8 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
         written = Path(folder) / out.name
         state, network, facts = _write(checkpoint, written, options)
+        averaged = MERGE_IOU if isinstance(network, EdgeNet) else 0.0
+        merge_iou = averaged if options.merge_iou is None else options.merge_iou
         manifest = describe(
             state,
             network,
@@ -98,7 +103,7 @@ def export_model(
             thresholds={
                 "score": options.score_threshold,
                 "nms_iou": options.nms_iou,
-                "merge_iou": options.merge_iou,
+                "merge_iou": merge_iou,
             },
             data=options.data,
             licence=options.licence,

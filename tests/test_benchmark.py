@@ -15,7 +15,13 @@ import numpy as np
 import onnx
 import pytest
 from conftest import EVALUATION_FILES, SHARED, shared
-from img2pose_edge.benchmarks.accuracy import Found, evaluate_aflw2000, evaluate_pointing04, evaluate_wider
+from img2pose_edge.benchmarks.accuracy import (
+    Found,
+    evaluate_aflw2000,
+    evaluate_pointing04,
+    evaluate_wider,
+    read_labels,
+)
 from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
 from img2pose_edge.benchmarks.compare import compare_documents, load_document
 from img2pose_edge.benchmarks.contenders import Contender, Opened, our_contenders, peer_contenders
@@ -203,6 +209,13 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path, capsys: Capture) -> None
         BenchOptions(faces=(0, 10))
     with pytest.raises(ValueError, match="sizes must be different numbers, got 640, 640"):
         BenchOptions(sizes=(640, 640))
+    for wrong in (
+        {"data": tmp_path / "evall"},
+        {"peers": tmp_path / "peerz"},
+        {"mediapipe": str(tmp_path / "no-python")},
+    ):
+        with pytest.raises(FileNotFoundError, match=r"evall|peerz|no-python"):
+            BenchOptions(**wrong)
     with pytest.raises(ValueError, match="sizes must be at least 32, got 0"):
         BenchOptions(sizes=(0,))
     for folder in ("before", "after"):
@@ -284,6 +297,39 @@ def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
     assert "no-python" in missing[1]
 
 
+def test_what_was_measured_before_a_process_died_is_kept(
+    evaluation_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    ask = Process.ask
+
+    def dies_later(self: Process, what: str, **given: Any) -> dict[str, Any]:
+        if given.get("name") == "pointing04":
+            self._process.kill()
+        return ask(self, what, **given)
+
+    monkeypatch.setattr(Process, "ask", dies_later)
+    missing: list[str] = []
+    found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
+    assert set(found) == {"wider", "aflw2000_subset"}
+    assert any("it was killed, for lack of memory perhaps" in line for line in missing)
+
+
+def test_what_lies_in_the_current_folder_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "img2pose_edge").mkdir()
+    (tmp_path / "img2pose_edge" / "__init__.py").write_text("raise ImportError('not the installed one')\n")
+    monkeypatch.chdir(tmp_path)
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    with Process(contender, sys.executable, 1, []) as process:
+        assert process.load()["load_ms"] > 0
+
+
+def test_who_takes_too_long_is_named() -> None:
+    contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
+    with Process(contender, sys.executable, 1, []) as process, pytest.raises(ContenderError, match="no answer in 0 s"):
+        process.ask("memory", limit=0.0)
+
+
 def test_another_engine_measures_where_the_first_cannot_run(tmp_path: Path, evaluation_data: Path) -> None:
     (tmp_path / "python").write_text("#!/bin/sh\necho out of luck >&2\n")
     (tmp_path / "python").chmod(0o755)
@@ -303,6 +349,16 @@ def test_a_damaged_table_costs_its_own_set_alone(evaluation_data: Path) -> None:
     found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
     assert set(found) == {"wider", "aflw2000_subset"}
     assert any("pointing04" in line and "pan_deg" in line for line in missing)
+
+
+def test_tables_are_read_as_spreadsheets_write_them(evaluation_data: Path) -> None:
+    table = evaluation_data / "pointing04" / "labels.csv"
+    rows = read_labels(table, ("pan_deg",), None)
+    table.write_text(table.read_text(), encoding="utf-8-sig")
+    assert read_labels(table, ("pan_deg",), None) == rows
+    table.write_text("pan_deg,image\n30\n")
+    with pytest.raises(ValueError, match=r"labels.csv, line 2: .*it names no image"):
+        read_labels(table, ("pan_deg",), None)
 
 
 def test_a_damaged_row_costs_itself_alone(evaluation_data: Path) -> None:
@@ -332,9 +388,8 @@ def test_a_model_that_fails_on_a_set_is_named_and_another_engine_tried(
 
     def ask(self: Process, what: str, **given: Any) -> dict[str, Any]:
         if self.contender == first:
-            names = given["sets"]
-            return {"accuracy": {}, "problems": [f"{first.name} on it: no"], "failed": names}
-        return {"accuracy": {name: {"faces": 1} for name in given["sets"]}, "problems": [], "failed": []}
+            return {"figures": {}, "problems": [f"{first.name} on it: no"], "failed": True}
+        return {"figures": {"faces": 1}, "problems": [], "failed": False}
 
     monkeypatch.setattr(Process, "load", lambda self: {})
     monkeypatch.setattr(Process, "ask", ask)
@@ -486,6 +541,10 @@ def test_misses_and_other_pictures_are_told() -> None:
     assert "missed" not in short_table(document(first))
     told = compare_documents(document(first), document(second))
     assert "accuracy is of other pictures: wider images 200, then 8" in told
+    assert "not idle" not in told
+    busy = document(second)
+    busy["machine"] |= {"load_before": 2.0, "cores": 2}
+    assert "not idle when the second began" in compare_documents(document(first), busy)
     assert "aflw2000" not in told
 
 

@@ -290,7 +290,7 @@ def test_a_model_of_your_own(reader: socket.socket) -> None:
         "mine-fp16.onnx",
         "mine-int8.onnx",
         "mine-int8-ov.xml",
-        "mine-mean.onnx",
+        "mine-alone.onnx",
         "runs/mine-int8/best.pt",
     ):
         assert Path(name).stat().st_size > 0

@@ -451,6 +451,7 @@ def test_detect_poses_follows_an_official_checkpoint(tmp_path: Path, astronaut: 
     manifest = json.loads(manifest_path.read_text())
     assert (manifest["input"]["size"], manifest["input"]["shortest"]) == (1400, 800)
     assert "CC BY-NC" in manifest["licence"]
+    assert manifest["thresholds"]["merge_iou"] == 0
     manifest["input"] |= {"size": 512, "shortest": 256}
     manifest_path.write_text(json.dumps(manifest))
     detector = PoseDetector(tmp_path / "ours.onnx", score_threshold=0.01)

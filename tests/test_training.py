@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from img2pose_edge.export.model import ExportOptions, export_model
+from img2pose_edge.export.model import MERGE_IOU, ExportOptions, export_model
 from img2pose_edge.export.parity import torch_detector
 from img2pose_edge.pose_references import load_reference, project_face_box
 from torch import nn
@@ -827,7 +827,9 @@ def test_exported_graph_equals_the_checkpoint(tmp_path: Path, astronaut: np.ndar
         ExportOptions(size=(320, 320))
     with pytest.raises(ValueError, match=r"only full networks have proposals.*edge-n"):
         export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(proposals=50))
-    export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=0.7))
+    for merge_iou, written in ((None, MERGE_IOU), (0.0, 0.0), (0.7, 0.7)):
+        export_model(checkpoint, tmp_path / "a.onnx", ExportOptions(merge_iou=merge_iou))
+        assert find_model(tmp_path / "a.onnx").merge_iou == written
     detector = PoseDetector(tmp_path / "a.onnx", threads=1)
     model = detector.model
     assert (model.merge_iou, model.score_gain) == (0.7, SCORE_GAIN)

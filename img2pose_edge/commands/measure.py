@@ -122,9 +122,8 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--compare", nargs=2, type=Path, metavar="JSON", help="two earlier benchmarks, side by side")
     p.add_argument("--data", type=Path, help="folder of the evaluation sets: wider/, aflw2000/ and pointing04/")
     p.add_argument("--peers", type=Path, metavar="DIR", help="folder of yunet_n.onnx, scrfd_…, headpose_b66.onnx")
-    p.add_argument(
-        "--mediapipe", default="", metavar="PYTHON", help="interpreter that has mediapipe==0.10.21 and this package"
-    )
+    interpreter = "interpreter that has mediapipe==0.10.21, scikit-image and this package"
+    p.add_argument("--mediapipe", default="", metavar="PYTHON", help=interpreter)
     p.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="ours, names or paths (default: bundled)")
     p.add_argument("--sizes", nargs="+", type=int, default=[640, 320], metavar="PX", help="longest sides of the input")
     p.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
