@@ -11,6 +11,7 @@ from torch import nn
 
 from img2pose_edge import __version__
 from img2pose_edge.manifest import sha256, write_manifest
+from img2pose_edge.training.checkpoint import run_of
 from img2pose_edge.training.networks.edge import PIXEL_MEAN, PIXEL_STD, SCORE_GAIN, STRIDES, SUPPORT_GAIN
 from img2pose_edge.training.official import OFFICIAL_DATA, OFFICIAL_LICENCE
 
@@ -46,16 +47,13 @@ def describe(state: dict[str, Any], network: nn.Module, out: Path, facts: dict[s
         path of the manifest.
     """
     official = "points68" in facts
-    options = {**state.get("options", {})}
-    if "teacher" in options:  # by name: where they lie on this machine is nobody's business
-        options["teacher"] = [Path(teacher).name for teacher in options["teacher"]]
     manifest = {
         "name": out.stem,
         "file": out.name,
         "sha256": sha256(out),
         "format": {".xml": "openvino"}.get(out.suffix, out.suffix.removeprefix(".")),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "training": {"steps": state.get("step"), "options": options},
+        "training": {"averaged": state["averaged"]} if "averaged" in state else run_of(state),
         "metrics": {},
         "versions": {"img2pose-edge": __version__, "torch": torch.__version__.split("+")[0]},
         **facts,

@@ -130,3 +130,11 @@ def to_our_face(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
     turn, scale, shift = similarity_to_ours(points)
     rotation, translation = geometry.decompose_pose(pose)
     return geometry.compose_pose(rotation @ turn, (translation + rotation @ shift) / scale)
+
+
+def to_official_face(pose: Array, points: np.ndarray) -> Array:
+    """The inverse of :func:`to_our_face` (numpy or torch)."""
+    turn, scale, shift = similarity_to_ours(points)
+    rotation, translation = geometry.decompose_pose(pose)
+    rotation = rotation @ geometry.like(turn.T, rotation)
+    return geometry.compose_pose(rotation, scale * translation - rotation @ geometry.like(shift, rotation))

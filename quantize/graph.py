@@ -238,7 +238,8 @@ def quantize_checkpoint(
     """
     state, network = load_network(checkpoint)
     graph = calibrated(edge_network(network, state, checkpoint), list(pictures), float_layers)
-    kept = {name: value for name, value in state.items() if name in ("network", "config", "step", "options")}
+    origins = ("network", "config", "step", "options", "averaged")
+    kept = {name: state[name] for name in origins if name in state}
     kept |= join_origins([state])
     return {**kept, "weights": graph.state_dict(), "int8": True, "float_layers": list(float_layers)}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from img2pose_edge import geometry
 from img2pose_edge.training import distill
 from img2pose_edge.training.augment import Composer
-from img2pose_edge.training.checkpoint import save_checkpoint
+from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.data import PixelCache, read_records
 from img2pose_edge.training.distill import (
     DetectorTeacher,
@@ -83,6 +83,8 @@ def test_no_teacher_is_asked_about_people_who_lie(batch: Batch, monkeypatch: pyt
 
     def keep(logits: Tensor, raw: Tensor, cells: Cells, hints: Hints) -> dict[str, Tensor]:
         known.append(hints.known)
+        silent = dataclasses.replace(hints, known=torch.zeros_like(hints.known))
+        assert hint_losses(logits, raw, cells, silent)["hint_pose"] == 0
         return hint_losses(logits, raw, cells, hints)
 
     monkeypatch.setattr("img2pose_edge.training.objective.hint_losses", keep)
@@ -252,6 +254,12 @@ def test_the_loop_logs_what_the_teacher_taught(tiny_data: Path, tmp_path: Path) 
     assert np.isfinite([float(rows[0][k]) for k in ("hint_score", "hint_pose")]).all()
     with pytest.raises(ValueError, match="teacher="):
         train(tiny_data, tmp_path / "run", TrainOptions(**{**vars(options), "teacher": ()}), workers=0)
+    write_detector(tmp_path / "scrfd.onnx")
+    both = TrainOptions(**{**vars(options), "steps": 1, "teacher": (str(BUNDLED), str(tmp_path / "scrfd.onnx"))})
+    train(tiny_data, tmp_path / "both", both, workers=0)
+    of_run, of_teacher = load_checkpoint(tmp_path / "both/last.pt"), load_checkpoint(BUNDLED)
+    assert of_run["data"].startswith(f"{of_teacher['data']}; what scrfd.onnx finds; tiny")
+    assert of_run["licence"] == of_teacher["licence"]
     full = TrainOptions(**{**vars(options), "network": "full-18"})
     with pytest.raises(ValueError, match="only edge networks learn from a teacher, not a full-18"):
         train(tiny_data, tmp_path / "full", full, workers=0)

@@ -202,15 +202,19 @@ def test_box_poses_and_image_poses_are_inverse(official: bool) -> None:
     target = Target(boxes, center, size, local, torch.ones(2), boxes[:0])
     network = build_network("img2pose-18" if official else "full-18")
     assert isinstance(network, FullNet)
-    if official:
-        network.points = torch.tensor(load_reference().points68.astype(float))
+    if official:  # whose reference face has another frame, scale and origin
+        turned = 1.05 * load_reference().points68 @ geometry.angles_to_matrix(np.array([2.0, 4, -3]))
+        network.points = torch.tensor(turned + np.array([0.02, -0.03, 0.05]))
         assert isinstance(network.convention, PublishedConvention)
     poses = network.convention.box_poses(target, torch.arange(2), boxes, (width, height))
     image, _ = network.convention.image_faces(poses, boxes, (width, height), camera)
+    if official:
+        image = torch.from_numpy(published.to_our_face(image.numpy(), network.points.numpy()))
     rotation, translation = geometry.local_to_camera(center, size, local, camera)
-    torch.testing.assert_close(image[:, 3:], translation, atol=1e-6, rtol=1e-6)
+    # There and back the official way is not exact, least where the origins differ.
+    torch.testing.assert_close(image[:, 3:], translation, atol=2e-3 if official else 1e-6, rtol=1e-6)
     wrong = geometry.geodesic_distance(geometry.rotvec_to_matrix(image[:, :3]), rotation).max()
-    assert wrong < (0.02 if official else 1e-5)  # there and back the official way is not exact
+    assert wrong < (0.02 if official else 1e-5)
 
 
 def official_checkpoint(path: Path, seed: int = 0) -> FullNet:

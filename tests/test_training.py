@@ -35,6 +35,7 @@ from img2pose_edge.manifest import find_model
 from img2pose_edge.preprocess import letterbox
 from img2pose_edge.training import augment, loop
 from img2pose_edge.training.augment import (
+    MOST_ENLARGED,
     STRENGTHS,
     Composer,
     Placement,
@@ -45,7 +46,7 @@ from img2pose_edge.training.augment import (
     place_faces,
     uncovered_faces,
 )
-from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
+from img2pose_edge.training.checkpoint import load_checkpoint, run_of, save_checkpoint
 from img2pose_edge.training.data import Faces, PixelCache, parse_faces, pose_from_boxes, read_records, reserve
 from img2pose_edge.training.grow import grow
 from img2pose_edge.training.interrupt import kept_signals
@@ -895,7 +896,10 @@ def test_an_average_of_checkpoints_lies_between_them(tmp_path: Path, capsys: pyt
     out = tmp_path / "c.pt"
     assert main(["average", str(paths[0]), str(paths[1]), "--out", str(out)]) == 0
     (first, _), (second, _), (state, _) = (load_network(path) for path in (*paths[:2], out))
-    assert (state["step"], state.keys()) == (0, {"network", "weights", "step", "data", "licence"})
+    assert state.keys() == {"network", "weights", "averaged", "data", "licence"}
+    assert [run["steps"] for run in state["averaged"]] == [0, 1]
+    assert main(["average", str(out), str(paths[0]), "--out", str(tmp_path / "e.pt")]) == 0
+    assert len(load_network(tmp_path / "e.pt")[0]["averaged"]) == 3
     assert (state["data"], state["licence"]) == ("set 0; set 1", "free")
     for name, value in state["weights"].items():
         torch.testing.assert_close(value.double(), (first["weights"][name] + second["weights"][name]).double() / 2)
@@ -956,6 +960,29 @@ def test_scenes_alone_give_portraits_of_faces_only(tiny_data: Path, tmp_path: Pa
         assert np.isfinite(composer[number].faces.boxes).all()
 
 
+def test_portraits_of_small_faces_are_enlarged_little(tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(tiny_data, folder)
+    labels = folder / "labels.jsonl"
+    lines = [json.loads(line) for line in labels.read_text().splitlines()]
+    largest = 0.0
+    for line in lines:
+        image = cv2.imread(str(folder / line["image"]))
+        cv2.imwrite(str(folder / line["image"]), cv2.resize(image, None, fx=0.1, fy=0.1, interpolation=cv2.INTER_AREA))
+        line["width"], line["height"] = round(image.shape[1] * 0.1), round(image.shape[0] * 0.1)
+        for face in line["faces"]:
+            for name in ("box", "landmarks"):
+                if face.get(name) is not None:
+                    face[name] = (np.array(face[name]) * 0.1).tolist()
+            x1, y1, x2, y2 = face["box"]
+            largest = max(largest, float(np.sqrt((x2 - x1) * (y2 - y1))))
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    composer = make_composer(folder, tmp_path / "cache")
+    composer.strength = dataclasses.replace(composer.strength, backed=0.0)  # backdrops fill the picture
+    sizes = np.concatenate([composer[i].faces.sizes for i in range(80)])
+    assert 2 * largest < sizes.max() <= MOST_ENLARGED * largest * 1.02  # boxes turn with the face
+
+
 def test_an_edited_picture_is_decoded_again(tiny_data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     shutil.copytree(tiny_data, folder)
@@ -986,6 +1013,9 @@ def test_weights_tell_all_that_they_were_trained_on(tiny_data: Path, tmp_path: P
     assert main(["export", "--checkpoint", str(run / "last.pt"), "--out", str(out)]) == 0
     manifest = json.loads(out.with_suffix(".json").read_text())
     assert (manifest["data"], manifest["licence"]) == (state["data"], "for research")
+    assert manifest["training"]["steps"] == state["step"]
+    state["options"]["teacher"] = "somewhere/old.pt"  # as in runs of the time when there was one at most
+    assert run_of(state)["options"]["teacher"] == ["old.pt"]
 
 
 def test_a_manifest_names_teachers_not_where_they_lie(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ GLASSES = [*EYES, 0, 16]
 """And the ends of the jaw, at the ears."""
 LEAST_COVERED = 14.0
 """Size of faces that may be covered, in pixels of the training picture."""
+MOST_ENLARGED = 4.0
+"""How many times portraits are enlarged at most: what was a few pixels is no picture of a large face."""
 SCENES = {"wider": 0.82, "masks": 0.18}
 PORTRAITS = {"300w": 0.36, "mtfl": 0.28, "pointing04": 0.20, "genki": 0.16}
 """Shares of the collections among scenes and among portraits."""
@@ -393,7 +395,8 @@ class Composer:
         trusted = np.where(record.faces.ignore, -1.0, record.faces.trust + 0.01)
         chosen = int(rng.choice(np.flatnonzero(trusted > 0)))
         size = np.exp(rng.uniform(np.log(min(30, side / 2)), np.log(side * 0.85)))
-        scale = size / record.faces.sizes[chosen]
+        scale = min(size / record.faces.sizes[chosen], MOST_ENLARGED)
+        size = scale * record.faces.sizes[chosen]
         source = (record.faces.boxes[chosen, :2] + record.faces.boxes[chosen, 2:]) / 2
         room = max(side / 2 - size * 0.45, 0)
         target = side / 2 + rng.uniform(-room, room, 2)

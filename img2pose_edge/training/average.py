@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from img2pose_edge.training.checkpoint import join_origins
+from img2pose_edge.training.checkpoint import join_origins, run_of
 from img2pose_edge.training.networks import load_network
 
 
@@ -29,6 +29,7 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Any]:
         name: torch.stack([state["weights"][name].double() for state in states]).mean(0).to(value.dtype)
         for name, value in states[0]["weights"].items()
     }
-    kept = ("network", "config", "step", "options")
+    kept = "network", "config"
     first = {name: states[0][name] for name in kept if name in states[0]}
-    return {**first, **join_origins(states), "weights": weights}
+    runs = [run for state in states for run in state.get("averaged", [run_of(state)])]
+    return {**first, **join_origins(states), "averaged": runs, "weights": weights}

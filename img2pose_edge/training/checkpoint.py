@@ -47,6 +47,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def run_of(state: dict[str, Any]) -> dict[str, Any]:
+    """``steps`` and ``options`` of the run that a checkpoint is of, its teachers by their files' names: where they lie
+    on somebody's machine is nobody's business."""
+    options = {**state.get("options", {})}
+    if "teacher" in options:
+        teachers = [options["teacher"]] if isinstance(options["teacher"], str) else options["teacher"]
+        options["teacher"] = [Path(teacher).name for teacher in teachers if teacher]
+    return {"steps": state.get("step"), "options": options}
+
+
 def join_origins(states: Sequence[dict[str, Any]]) -> dict[str, str]:
     """``data`` and ``licence`` of weights that come from several checkpoints or data sets, in order; what none of them
     tells is left out."""

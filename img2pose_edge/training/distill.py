@@ -190,13 +190,13 @@ def hint_losses(logits: Tensor, raw: Tensor, cells: Cells, hints: Hints) -> dict
     Returns:
         ``hint_score``: quality focal loss towards the teacher's probability, per face it is sure of;
         ``hint_pose``: geodesic distance (radians), offset of the centre (face units) and log ratio of sizes,
-        weighted by the teacher's probability.
+        weighted by the teacher's probability where it is known.
     """
     distance = quality_focal_loss(logits, hints.score) * hints.known
     score = distance.sum() / (hints.score * hints.known).sum().clamp(min=1)
     at = hints.picture, hints.cell
     center, size, local = cells_to_local(raw[at], cells.position[hints.cell], cells.stride[hints.cell])
-    weight = hints.score[at]
+    weight = hints.score[at] * hints.known[at]
     turned = geometry.geodesic_distance(local, hints.local)
     moved = (center - hints.center).abs().mean(1) / hints.size + (size / hints.size).log().abs()
     return {"hint_score": score, "hint_pose": (weight * (turned + moved)).sum() / weight.sum().clamp(min=1)}

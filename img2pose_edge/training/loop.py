@@ -370,8 +370,10 @@ def train(
                 logger.warning("%s has %d steps already: nothing is left of %d", last, start, options.steps)
             elif 0 < options.patience <= stale:
                 logger.warning("%s was stopped at step %d, as validations made no progress", last, start)
-    elif initial:
-        origin = join_origins([load_checkpoint(initial), origin])
+    else:  # terms of a teacher hold for what it has taught
+        own = [path for path in (initial, *options.teacher) if path and Path(path).suffix != ".onnx"]
+        others = [{"data": f"what {Path(path).name} finds"} for path in options.teacher if Path(path).suffix == ".onnx"]
+        origin = join_origins([*map(load_checkpoint, map(Path, own)), *others, origin])
     trained = nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
 
     def weights(step: int) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class PublishedConvention:
         rotation, translation = geometry.local_to_camera(
             target.center[face], target.size[face], target.local[face], camera
         )
-        return published.image_to_box_pose(geometry.compose_pose(rotation, translation), boxes, camera)
+        pose = published.to_official_face(geometry.compose_pose(rotation, translation), self.points.cpu().numpy())
+        return published.image_to_box_pose(pose, boxes, camera)
 
     def image_faces(
         self, poses: Tensor, boxes: Tensor, size: tuple[int, int], intrinsics: Tensor
