@@ -1,5 +1,10 @@
 """Every face in a picture with its full 6DoF pose, in milliseconds on small machines."""
 
+from pathlib import Path
+
+if not (Path(__file__).parent / "pose_references").is_dir():  # a checkout, whose other parts lie beside this folder
+    __path__.append(str(Path(__file__).parents[1]))
+
 from img2pose_edge.align import align_face, upright_face
 from img2pose_edge.calibration import Calibration, read_calibration, undistort_face
 from img2pose_edge.detections import to_supervision

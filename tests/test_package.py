@@ -124,6 +124,14 @@ def test_the_installed_wheel_finds_a_face(wheel: Path, tmp_path: Path, astronaut
     assert abs(face["yaw"]) < 15
 
 
+def test_the_package_is_whole_where_a_checkout_hides_the_installed_one(tmp_path: Path) -> None:
+    """As with ``pip install .`` and Python begun in the checkout; here without what an editable install adds."""
+    plain = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)]\n"
+    parts = "import img2pose_edge, img2pose_edge.benchmarks.bench; print(img2pose_edge.pose_references.__file__)"
+    done = subprocess.run([sys.executable, "-c", plain + parts], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == str(ROOT / "pose_references" / "__init__.py"), done.stderr
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
