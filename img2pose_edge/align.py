@@ -112,7 +112,7 @@ def _warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Crop by a similarity between corner-counted pixels. Large faces are averaged down, else they would alias."""
     scale = np.hypot(matrix[0, 0], matrix[1, 0])
     factor = max(1, min(int(1 / max(scale, 1e-9)), MOST // size))
-    if factor * size > min(2 * max(image.shape[:2]), FINEST):  # mostly beyond the image, which is smaller, or huge
+    if scale < 1 and factor * size > min(2 * max(image.shape[:2]), FINEST):  # mostly beyond the image, or huge
         smaller = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         matrix = matrix * [*(np.array(image.shape[1::-1]) / smaller), 1]
         image, factor = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), 1

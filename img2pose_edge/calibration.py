@@ -66,6 +66,8 @@ class Calibration:
             raise ValueError(f"a calibration has {counts} finite distortion coefficients, got {lens.tolist()}")
         if not all(isinstance(side, (int, np.integer)) and side > 0 for side in (self.width, self.height)):
             raise ValueError(f"a calibration's width and height are whole pixels, got {self.width!r}x{self.height!r}")
+        if camera[0, 1] != 0:
+            raise ValueError(f"OpenCV's lens models know no skew: calibrate without it, got {camera[0, 1]:g}")
         object.__setattr__(self, "intrinsics", camera)
         object.__setattr__(self, "distortion", lens)
 

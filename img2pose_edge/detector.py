@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,18 @@ def mean_poses(
 _loading = threading.Lock()
 
 
-@cache
-def _shared_detector(model: str | None, engine: str, threads: int | None) -> PoseDetector:
+@lru_cache(maxsize=16)
+def _shared_detector(model: str | None, engine: str, threads: int | None, version: Any) -> PoseDetector:
+    """``version``: what else tells whether it is the same model."""
     return PoseDetector(model, engine, threads=threads)
+
+
+def _version(model: str | Path | None) -> tuple[str, int] | None:
+    """Where a model's file is, and when it was written: its name may mean another one later."""
+    try:
+        return (os.path.abspath(model), os.stat(model).st_mtime_ns) if model is not None else None
+    except (OSError, ValueError):  # no file: the name of a bundled model, or wrong
+        return None
 
 
 def detect_poses(
@@ -344,7 +354,7 @@ def detect_poses(
 ) -> Faces:
     """Every face of an image with its 6DoF pose, best first.
 
-    The model is loaded at the first call and shared by all later ones with the same ``model``,
+    The model is loaded at the first call and shared by all later ones with the same ``model`` (until its file changes),
     ``engine`` and ``threads``. Arguments and errors are those of :class:`PoseDetector` and
     :func:`img2pose_edge.preprocess.load_image`.
 
@@ -353,7 +363,7 @@ def detect_poses(
         >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
     """
     with _loading:  # of several first calls at once one loads
-        detector = _shared_detector(None if model is None else str(model), engine, threads)
+        detector = _shared_detector(None if model is None else str(model), engine, threads, _version(model))
     return detector.detect(
         image, input_size=input_size, score_threshold=score_threshold, nms_iou=nms_iou, intrinsics=intrinsics
     )

@@ -548,7 +548,9 @@ def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) ->
         )
     if not (np.isfinite(points).all() and np.isfinite(pixels).all()):
         raise ValueError("solve_pnp needs finite points and pixels: leave out those that are not known")
-    intrinsics = check_intrinsics(intrinsics)
+    camera = check_intrinsics(intrinsics)
+    intrinsics = camera * [[1, 0, 1], [0, 1, 1], [0, 0, 1]]  # OpenCV knows no skew
+    pixels = project(pixel_rays(pixels, camera), np.eye(3), np.zeros(3), intrinsics)
     found, rotvec, translation = cv2.solvePnP(points, pixels, intrinsics, np.empty(0), flags=cv2.SOLVEPNP_EPNP)
     if not found:
         raise ValueError("solve_pnp: no pose explains these pixels")

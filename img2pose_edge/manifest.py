@@ -160,7 +160,8 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
     wrong = wrong_fields(manifest)
     if wrong:
         raise ValueError(f"manifest {manifest_path} is damaged: {', '.join(wrong)}")
-    path = manifest_path.with_name(manifest["file"]) if is_name else Path(name)
+    # The engine reads it later, from another working directory perhaps.
+    path = manifest_path.with_name(manifest["file"]) if is_name else Path(name).absolute()
     if not path.is_file():
         raise FileNotFoundError(f"model file {path} named by {manifest_path} is missing")
     if path.suffix == ".xml" and not path.with_suffix(".bin").is_file():
@@ -179,8 +180,10 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
     def number(section: str, field: str, low: float, high: float, default: Any = None) -> str:
         values = manifest[section] if isinstance(manifest[section], dict) else {}
         value = values.get(field, default)
-        good = isinstance(value, (int, float)) and low <= value <= high
-        return "" if good else f"{section}.{field} must be a number from {low:g} to {high:g}, got {value!r}"
+        whole = section == "input"  # of pixels
+        good = isinstance(value, int if whole else (int, float)) and low <= value <= high
+        kind = "a whole number" if whole else "a number"
+        return "" if good else f"{section}.{field} must be {kind} from {low:g} to {high:g}, got {value!r}"
 
     def numbers(name: str, values: Any, count: int | None = None) -> str:
         good = isinstance(values, list) and all(isinstance(v, int) and v > 0 for v in values)
@@ -211,7 +214,18 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         "" if posed else "points68 must be 68 points x, y, z",
         order or ("" if named else "outputs must be lists of names"),
     )
-    return [text for text in found if text]
+    wrong = [text for text in found if text]
+    return wrong_strides(manifest) if kinds == ["scores", "poses"] and not wrong else wrong
+
+
+def wrong_strides(manifest: dict[str, Any]) -> list[str]:
+    """Whether the strides fit neither outputs nor input, each of which is sound alone."""
+    strides, multiple = manifest["strides"], manifest["input"]["multiple"]
+    if any(len(names) != len(strides) for names in manifest["outputs"].values()):
+        return [f"there must be as many scores and poses as strides, {len(strides)}"]
+    if multiple % max(strides):
+        return [f"input.multiple must be a multiple of the strides, got {multiple}"]
+    return []
 
 
 def check_outputs(named: list[str], found: list[str]) -> None:

@@ -167,6 +167,16 @@ def test_an_upright_face_fills_its_square() -> None:
     np.testing.assert_allclose(found, [[height, height / 2], [height, 1.5 * height]], atol=1)
 
 
+def test_small_faces_are_enlarged_smoothly() -> None:
+    y, x = np.mgrid[:60, :80]
+    waves = (127 + 60 * np.sin(x / 6) + 60 * np.cos(y / 5)).astype(np.uint8)[..., None].repeat(3, 2)
+    face = face_at((0, 0, 0), (40, 30), 12)
+    crop = upright_face(waves, face, 1200).astype(int)
+    steps = np.abs(np.diff(crop[::7], axis=1))
+    assert steps.max() <= 3, "no blocks"
+    assert np.abs(crop[::8, ::8] - upright_face(waves, face, 150)).max() <= 5
+
+
 def test_wrong_options_are_named(astronaut: np.ndarray) -> None:
     face = face_at((0, 0, 0))
     for cut in (align_face, upright_face):

@@ -183,6 +183,13 @@ def test_solve_translation_and_pnp_recover_the_pose(r: np.ndarray, center: np.nd
     np.testing.assert_allclose(g.rotvec_to_matrix(pose[:3]), rotation, atol=1e-3)
 
 
+def test_solve_pnp_knows_skew() -> None:
+    camera = K + np.array([[0, 0.06 * K[0, 0], 0], [0, 0, 0], [0, 0, 0]])
+    pose = np.array([0.1, -0.3, 0.2, 1.0, 0.5, 12.0])
+    seen = g.project(POINTS, *g.decompose_pose(pose), camera)
+    np.testing.assert_allclose(g.solve_pnp(POINTS, seen, camera), pose, atol=1e-3)
+
+
 def test_solve_pnp_names_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="N >= 4"):
         g.solve_pnp(np.zeros((3, 3)), np.zeros((3, 2)), K)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -718,7 +719,10 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
         ({"thresholds": {"score": float("nan"), "nms_iou": 0.5}}, "thresholds.score must be"),
         ({"thresholds": {"nms_iou": 0.5}}, "thresholds.score must be"),
         ({"thresholds": []}, "thresholds.score must be"),
-        ({"input": {"size": 640, "multiple": 0}}, "input.multiple must be a number from 1"),
+        ({"input": {"size": 640, "multiple": 0}}, "input.multiple must be a whole number from 1"),
+        ({"input": {"size": 640.5, "multiple": 32}}, r"input.size must be a whole number .* got 640\.5"),
+        ({"input": {"size": 640, "multiple": 1}}, "input.multiple must be a multiple of the strides, got 1"),
+        ({"strides": [8, 16]}, "there must be as many scores and poses as strides, 2"),
         ({"outputs": {"poses": [], "scores": []}}, "outputs must be scores, then poses"),
         ({"outputs": {"scores": 3, "poses": []}}, "outputs must be lists of names"),
         ({"strides": None}, "strides must be some positive whole numbers, got None"),
@@ -773,6 +777,24 @@ def test_the_model_is_loaded_once_and_late(monkeypatch: pytest.MonkeyPatch, astr
         detector(astronaut)
         detect_poses(astronaut)
     assert len(loads) == 2
+
+
+def test_a_model_by_a_relative_path_is_found_from_elsewhere_and_read_again_once_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, astronaut: np.ndarray
+) -> None:
+    path = copy_model(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    detector = PoseDetector(path.name)
+    first = detect_poses(astronaut, model=path.name)
+    monkeypatch.chdir("/")
+    assert_astronaut(detector(astronaut))
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    manifest["thresholds"]["score"] = 0.999
+    path.with_suffix(".json").write_text(json.dumps(manifest))
+    os.utime(path, ns=(0, 0))
+    monkeypatch.chdir(tmp_path)
+    assert first
+    assert not detect_poses(astronaut, model=path.name)
 
 
 def test_openvino_does_not_compile_for_sizes_that_come_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:

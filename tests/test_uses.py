@@ -622,6 +622,9 @@ def test_a_calibration_scales_with_the_whole_image_only() -> None:
 
 
 def test_wrong_calibrations_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    skewed = np.array([[700.0, 5, 640], [0, 700, 360], [0, 0, 1]])
+    with pytest.raises(ValueError, match="know no skew: calibrate without it, got 5"):
+        Calibration(skewed, 1280, 720)
     with pytest.raises(FileNotFoundError, match="no calibration"):
         read_calibration(tmp_path / "none.yml")
     path = tmp_path / "camera.yaml"
