@@ -14,7 +14,7 @@ import numpy as np
 
 from img2pose_edge.calibration import Calibration
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.draw import BOX_COLOR, draw_faces
+from img2pose_edge.draw import BOX_COLOR, FARTHEST, draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.fast import FastDetector
 from img2pose_edge.files import not_yet, open_to_write, remove
@@ -185,6 +185,7 @@ def _look(
 def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None) -> np.ndarray:
     picture = draw_faces(image, faces)
     for face, number in zip(faces, ids or [], strict=ids is not None):
-        corner = round(face.box[0]), round(face.box[3]) + 14
+        left, bottom = np.clip(face.box[[0, 3]], -FARTHEST, FARTHEST)
+        corner = round(left), round(bottom) + 14
         cv2.putText(picture, str(number), corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, BOX_COLOR, 1, cv2.LINE_AA)
     return picture

@@ -51,6 +51,8 @@ LEAST_SHARE = 0.9
 FEW = 5
 """Frames that may be missing at the end without a word: counts and durations are not that exact."""
 LIVE = re.compile(r"^(rtsps?|rtmps?|rtp|udp|tcp|srt)://", re.IGNORECASE)
+RETRIES, RETRY_SECONDS = 10, 0.05
+"""A frame of a camera may be damaged on its way, now and then."""
 DEVICE = re.compile(r"/dev/(video\d+$|v4l/)")
 """Of a camera, plugged in or not."""
 SECRETS = re.compile(
@@ -166,6 +168,7 @@ class Source:
             self._paths,
             self.live,
             self._endless,
+            camera,
             self.rate,
             self._rate is not None,
             self.frames,
@@ -267,6 +270,7 @@ class _Reader:
     paths: list[Path]
     live: bool
     endless: bool
+    camera: bool
     rate: float
     raw: bool
     frames: int | None
@@ -293,14 +297,19 @@ class _Reader:
     def _grab(self) -> Iterator[Frame]:
         assert self.capture
         began, last = time.perf_counter(), -1.0  # the other clock has ticks of 16 ms on Windows
-        index = 0
+        index, failed = 0, 0
         ticking = False  # whether the file's clock has moved with the last frame
         sizes = iter(()) if self.live else coded_sizes(Path(self.address))
         first = size = next(sizes, None)
         while not self.stop.is_set():
             taken, image = self.capture.read()
+            if not taken and self.camera and failed < RETRIES and self.capture.isOpened():
+                failed += 1
+                self.stop.wait(RETRY_SECONDS)
+                continue
             if not taken:
                 break
+            failed = 0
             if size and first and size != first:
                 raise ValueError(changed(self.name, index, size, first))
             if self.live:
@@ -533,7 +542,9 @@ class VideoWriter:
             raise ValueError(f"cannot write {path}: this PyAV has no {ENCODER}, as the wheel on PyPI has") from error
         self._av: Any = av
         self.path, self._size = path, tuple(size)
-        options = {"flush_packets": "1"}  # FFmpeg would keep up to 256 KB, and lose the error of a full disk with it
+        # FFmpeg would keep up to 256 KB, and lose the error of a full disk with it; and, where the sound has ended,
+        # pictures of ten seconds.
+        options = {"flush_packets": "1", "max_interleave_delta": "1000000"}
         if path.suffix.lower() == ".mp4":
             options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
         open_to_write(path).close()
@@ -551,7 +562,7 @@ class VideoWriter:
         self._video.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
         self._sound = open_sound(sound, path, self._file) if sound else None
         self._last = -1
-        self._moment, self._interval = 0.0, 1 / rate
+        self._moment, self._interval, self._key = 0.0, 1 / rate, 0.0
         # Ctrl-C interrupts the main thread alone: one that came between encoding and writing would lose frames, and
         # with a key frame all those after it.
         self._worker = ThreadPoolExecutor(1, "writing")
@@ -586,6 +597,9 @@ class VideoWriter:
         self._moment = moment
         self._last = max(round(moment / TICK), self._last + 1)
         frame.pts, frame.time_base = self._last, TICK
+        if moment - self._key >= 1:  # of a camera not all frames come
+            frame.pict_type = self._av.video.frame.PictureType.I
+            self._key = moment
         for packet in self._video.encode(frame):
             self._file.mux(packet)
         self._write_sound(moment)

@@ -97,7 +97,7 @@ class Camera:
     def read(self) -> tuple[bool, np.ndarray]:
         time.sleep(0.002)
         self.taken += 1
-        return self.taken < 35, numbered(self.taken)
+        return self.taken < 35, numbered(min(self.taken, 35))
 
     def release(self) -> None:
         self.released = True
@@ -360,22 +360,30 @@ def test_damaged_and_empty_sources_are_named(tmp_path: Path, clip: Path) -> None
         list(source)
 
 
-def write_loud(path: Path, kind: str, rate: int, layout: str = "mono") -> Path:
-    """A second of numbered frames with sound: silence, and from 0.5 s on a tone."""
+def write_loud(path: Path, kind: str, rate: int, layout: str = "mono", late: int = 0) -> Path:
+    """A second of numbered frames with sound: silence, and from 0.5 s on a tone; ``late`` seconds without before."""
     tone = (9000 * np.sin(2764.6 * np.arange(rate) / rate) * (np.arange(rate) >= rate / 2)).astype(np.int16)
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=25, options={"bf": "0"})
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         sound: Any = container.add_stream(kind, rate=rate, layout=layout)
-        for number in range(25):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), "bgr24")))
+        for number in range(-25 * late, 25):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(numbered(max(number, 0)), "bgr24")))
+            if number < 0:
+                continue
             start, end = (k * rate // 25 for k in (number, number + 1))
             frame = av.AudioFrame.from_ndarray(tone[start:end].repeat(sound.channels)[None], "s16", layout)
-            frame.sample_rate, frame.pts = rate, start
+            frame.sample_rate, frame.pts = rate, start + late * rate
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
         container.mux(video.encode(None))
     return path
+
+
+def loudness(path: Path) -> dict[float, float]:
+    """Greatest amplitude of the sound's parts, by their times, seconds."""
+    with av.open(str(path)) as container:
+        return {part.time: float(np.abs(part.to_ndarray()).max()) for part in container.decode(audio=0)}
 
 
 def copy_video(path: Path, out: Path) -> None:
@@ -776,8 +784,7 @@ def test_sound_that_mp4_does_not_hold_is_encoded(tmp_path: Path, kind: str, rate
     with av.open(str(out)) as container:
         assert (container.streams.audio[0].codec_context.name, container.streams.audio[0].rate) == ("aac", rate)
         heard = list(container.decode(audio=0))
-    loudness = {part.time: float(np.abs(part.to_ndarray()).max()) for part in heard}
-    first = min(moment for moment, level in loudness.items() if level > 0.1)
+    first = min(moment for moment, level in loudness(out).items() if level > 0.1)
     assert first == pytest.approx(0.5, abs=2048 / rate)
     assert heard[-1].time + heard[-1].samples / rate > 0.98
     slow = tmp_path / "slow.mp4"  # all but the last frame are left out: the last is shown for the rest
@@ -796,6 +803,76 @@ def test_sound_of_a_transport_stream_is_encoded(tmp_path: Path) -> None:
     copy_video(loud, tmp_path / "a.mp4")
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) > 43000
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_joined_recordings_are_heard_to_the_end(tmp_path: Path, suffix: str) -> None:
+    part = write_loud(tmp_path / "part.ts", "aac", 44100).read_bytes()
+    joined, out = tmp_path / "joined.ts", tmp_path / f"a{suffix}"
+    joined.write_bytes(part + part)
+    copy_video(joined, out)
+    assert len(times(out)) == 50
+    loud = [moment for moment, level in loudness(out).items() if level > 0.1]
+    assert min(loud) < 0.7
+    assert max(loud) > 1.8
+    assert not [moment for moment in loud if 1.1 < moment < 1.4], "the second part's silence"
+
+
+def test_a_damaged_packet_of_sound_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Damaged:
+        def __init__(self, packet: Any) -> None:
+            self.pts, self.dts, self.duration = packet.pts, packet.dts, packet.duration
+            self.time_base, self.size = packet.time_base, packet.size
+
+        def decode(self) -> list[Any]:
+            raise av.error.InvalidDataError(1, "damaged")
+
+    loud, out = write_loud(tmp_path / "loud.ts", "aac", 44100), tmp_path / "a.mp4"
+    with VideoWriter(out, (48, 64), 25, loud) as writer:
+        assert writer._sound
+        packets = list(writer._sound._packets)
+        packets[10:12] = [Damaged(packet) for packet in packets[10:12]]
+        writer._sound._packets = iter(packets)
+        for number in range(25):
+            writer.write(numbered(number), number / 25)
+    assert caplog.text.count("has gaps: ") == 1
+    assert max(moment for moment, level in loudness(out).items() if level > 0.1) > 0.9
+
+
+def test_pictures_before_the_first_sound_are_written_at_once(tmp_path: Path) -> None:
+    loud, out = write_loud(tmp_path / "loud.mkv", "aac", 16000, late=4), tmp_path / "a.mp4"
+    with VideoWriter(out, (48, 64), 25, loud) as writer:
+        for number in range(125):
+            writer.write(numbered(number % 25), number / 25)
+            if number == 80:
+                assert out.stat().st_size > 2000
+    levels = loudness(out)
+    assert min(levels) == pytest.approx(0, abs=0.1)
+    assert min(moment for moment, level in levels.items() if level > 0.1) == pytest.approx(4.5, abs=0.13)
+
+
+def test_an_mp4_of_few_frames_a_second_can_be_played_but_for_the_last_second(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, (48, 64), 30) as writer:
+        for number in range(20):
+            writer.write(numbered(number), number / 4)
+    with av.open(str(path)) as container:
+        keys = [frame.time for frame in container.decode(video=0) if frame.key_frame]
+    np.testing.assert_allclose(keys, np.arange(5), atol=0.01)
+
+
+def test_a_camera_may_lose_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flaky(Camera):
+        def read(self) -> tuple[bool, np.ndarray]:
+            taken, image = super().read()
+            return taken and self.taken % 3 > 0, image
+
+    monkeypatch.setattr(cv2, "VideoCapture", Flaky)
+    with Source(0) as source, pytest.raises(ValueError, match="camera 0 gives no more frames"):  # noqa: PT012
+        indices = []
+        for frame in source:
+            indices.append(frame.index)
+    assert indices[-1] >= 20
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a colon names a stream of a file")
