@@ -71,7 +71,8 @@ class Sound:
         self._resampler: Any = None
         kind = given.codec_context.name
         streamed = kind == "aac" and not given.codec_context.extradata  # of MPEG-TS, each packet with a head of its own
-        late = self._seconds(self._waiting) > LATE
+        # Of no known kind, silence cannot be.
+        late = self._waiting.dts is not None and given.codec_context.format and self._seconds(self._waiting) > LATE
         if out.suffix.lower() == ".mp4" and (streamed or late or kind.startswith("pcm_")):
             self._stream = self._encoded(given)
         else:
