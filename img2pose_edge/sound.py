@@ -63,7 +63,7 @@ class Sound:
         self._damaged, self._begun = False, False
         self._silence = 0  # samples of it written
         self._waiting = self._next()
-        if self._waiting is None:
+        if self._waiting is None or self._waiting.dts is None:
             raise ValueError("its sound is empty")
         # Frames count from the first one shown, which in some containers is not at zero.
         video = container.streams.video[0] if container.streams.video else None
@@ -72,7 +72,7 @@ class Sound:
         kind = given.codec_context.name
         streamed = kind == "aac" and not given.codec_context.extradata  # of MPEG-TS, each packet with a head of its own
         # Of no known kind, silence cannot be.
-        late = self._waiting.dts is not None and given.codec_context.format and self._seconds(self._waiting) > LATE
+        late = given.codec_context.format and self._seconds(self._waiting) > LATE
         if out.suffix.lower() == ".mp4" and (streamed or late or kind.startswith("pcm_")):
             self._stream = self._encoded(given)
         else:

@@ -897,6 +897,16 @@ def test_sound_that_breaks_off_leaves_the_pictures_whole(
 
     with VideoWriter(path, (48, 64), 25, none):
         assert "a.mp4 has no sound: " in caplog.text
+    empty = tmp_path / "empty.mkv"
+    with av.open(str(empty), "w") as container:
+        pictures, _ = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=16000, layout="mono")
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        container.mux(pictures.encode(av.VideoFrame.from_ndarray(numbered(0), "bgr24")))
+        container.mux(pictures.encode(None))
+    with VideoWriter(path, (48, 64), 25, empty) as writer:
+        assert "a.mp4 has no sound: its sound is empty" in caplog.text
+        writer.write(numbered(0), 0.0)
+    assert len(times(path)) == 1
     unknown = tmp_path / "unknown.avi"
     header, strange = b"\x02\x00\x01\x00\x22\x56", b"\x99\x77\x01\x00\x22\x56"  # format, channels, rate
     unknown.write_bytes(write_loud(tmp_path / "b.avi", "adpcm_ms", 22050).read_bytes().replace(header, strange))
