@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from img2pose_edge.benchmarks.contenders import Contender
 
+import img2pose_edge
 from img2pose_edge.progress import track
 
 
@@ -35,13 +37,13 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": s
 whether a few megabytes are given back and faulted in again at each call, which takes up to 4 ms."""
 WORKER = """
 import os, runpy, sys
-sys.path[:] = filter(None, sys.path)
+sys.path[:] = {path} + [part for part in sys.path if part]
 if {cores} and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores})
 runpy.run_module("img2pose_edge.benchmarks.worker", run_name="__main__")
 """
-"""Bound to its cores before any library starts threads; without the current folder, where a checkout's parts of the
-package would hide those that are installed."""
+"""Bound to its cores before any library starts threads; without the current folder, where a checkout may
+hide what is installed, and with the parent's own package first."""
 
 
 class Process:
@@ -61,11 +63,12 @@ class Process:
         """
         self.contender, self.threads = contender, threads
         own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        path = [str(Path(img2pose_edge.__file__).parents[1])] if python == sys.executable else []
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  # closed with the process
         self.began = time.perf_counter()
         try:
             self._process = subprocess.Popen(
-                [python, "-c", WORKER.format(cores=list(cores))],
+                [python, "-c", WORKER.format(cores=list(cores), path=path)],
                 env={**os.environ, **own, **KEEP_MEMORY},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

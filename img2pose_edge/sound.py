@@ -61,6 +61,7 @@ class Sound:
         self._packets: Iterator[Any] = iter(container.demux(given))
         self._last, self._shift = -(2**62), 0  # ticks of the last packet; what is added to those after a joint
         self._damaged, self._begun = False, False
+        self._strict = out.suffix.lower() == ".mp4"  # where no two packets may have one time
         self._silence = 0  # samples of it written
         self._waiting = self._next()
         if self._waiting is None or self._waiting.dts is None:
@@ -72,7 +73,8 @@ class Sound:
         kind = given.codec_context.name
         streamed = kind == "aac" and not given.codec_context.extradata  # of MPEG-TS, each packet with a head of its own
         # Of no known kind, silence cannot be.
-        late = given.codec_context.format and self._seconds(self._waiting) > LATE
+        self._known = bool(given.codec_context.format and given.codec_context.rate)
+        late = self._known and self._seconds(self._waiting) > LATE
         if out.suffix.lower() == ".mp4" and (streamed or late or kind.startswith("pcm_")):
             self._stream = self._encoded(given)
         else:
@@ -104,7 +106,7 @@ class Sound:
                 return False
             self._begun = True
             self._add(part)
-        if self._resampler is not None and not self._begun and self._waiting is not None:
+        if self._resampler is not None and self._known and not self._begun and self._waiting is not None:
             self._be_silent(until)
         return True
 
@@ -133,9 +135,10 @@ class Sound:
                     return packet
                 continue  # nobody knows when it is heard
             back = (self._last - packet.dts - self._shift) * packet.time_base
+            repeated = back == 0 and self._strict
             if back >= JOINT:
                 self._shift = self._last + (packet.duration or 1) - packet.dts
-            elif back >= 0:
+            elif back > 0 or repeated:
                 continue
             packet.dts += self._shift
             packet.pts = packet.dts if packet.pts is None else packet.pts + self._shift

@@ -51,8 +51,8 @@ LEAST_SHARE = 0.9
 FEW = 5
 """Frames that may be missing at the end without a word: counts and durations are not that exact."""
 LIVE = re.compile(r"^(rtsps?|rtmps?|rtp|udp|tcp|srt)://", re.IGNORECASE)
-RETRIES, RETRY_SECONDS = 10, 0.05
-"""A frame of a camera may be damaged on its way, now and then."""
+PATIENCE = 1.0
+"""Seconds that a camera may give nothing: a frame may be damaged on its way, now and then."""
 DEVICE = re.compile(r"/dev/(video\d+$|v4l/)")
 """Of a camera, plugged in or not."""
 SECRETS = re.compile(
@@ -297,19 +297,19 @@ class _Reader:
     def _grab(self) -> Iterator[Frame]:
         assert self.capture
         began, last = time.perf_counter(), -1.0  # the other clock has ticks of 16 ms on Windows
-        index, failed = 0, 0
+        index, good = 0, time.perf_counter()
         ticking = False  # whether the file's clock has moved with the last frame
         sizes = iter(()) if self.live else coded_sizes(Path(self.address))
         first = size = next(sizes, None)
         while not self.stop.is_set():
             taken, image = self.capture.read()
-            if not taken and self.camera and failed < RETRIES and self.capture.isOpened():
-                failed += 1
-                self.stop.wait(RETRY_SECONDS)
+            now = time.perf_counter()
+            if not taken and self.camera and now - good < PATIENCE and self.capture.isOpened():
+                self.stop.wait(0.05)
                 continue
             if not taken:
                 break
-            failed = 0
+            good = now
             if size and first and size != first:
                 raise ValueError(changed(self.name, index, size, first))
             if self.live:
@@ -549,9 +549,9 @@ class VideoWriter:
             options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
         open_to_write(path).close()
         self._file: Any = av.open(os.path.abspath(path), "w", options=options)
-        # Without frames that refer to later ones the first is shown at its own time, not two frames later. Every second
-        # a key frame, with which a fragment begins.
-        options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(max(round(rate), 1))}
+        # Without frames that refer to later ones the first is shown at its own time, not two frames later. A key frame,
+        # with which a fragment begins, comes every second by the clock.
+        options = {"crf": "20", "preset": "veryfast", "bf": "0", "g": str(10 * max(round(rate), 1))}
         self._video: Any = self._file.add_stream(ENCODER, rate=round(rate) or 1, options=options)
         self._height, self._width = size[0] - size[0] % 2, size[1] - size[1] % 2
         self._video.width, self._video.height, self._video.pix_fmt = self._width, self._height, "yuv420p"

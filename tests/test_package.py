@@ -128,7 +128,8 @@ def test_the_package_is_whole_where_a_checkout_hides_the_installed_one(tmp_path:
     """As with ``pip install .`` and Python begun in the checkout; here without what an editable install adds."""
     plain = "import sys; sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)]\n"
     parts = "import img2pose_edge, img2pose_edge.benchmarks.bench; print(img2pose_edge.pose_references.__file__)"
-    done = subprocess.run([sys.executable, "-c", plain + parts], cwd=ROOT, capture_output=True, text=True)
+    safe = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run([sys.executable, "-c", plain + parts], cwd=ROOT, env=safe, capture_output=True, text=True)
     assert done.stdout.strip() == str(ROOT / "pose_references" / "__init__.py"), done.stderr
 
 
