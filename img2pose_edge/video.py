@@ -297,13 +297,13 @@ class _Reader:
     def _grab(self) -> Iterator[Frame]:
         assert self.capture
         began, last = time.perf_counter(), -1.0  # the other clock has ticks of 16 ms on Windows
-        index, good = 0, time.perf_counter()
+        index, good = 0, time.monotonic()
         ticking = False  # whether the file's clock has moved with the last frame
         sizes = iter(()) if self.live else coded_sizes(Path(self.address))
         first = size = next(sizes, None)
         while not self.stop.is_set():
             taken, image = self.capture.read()
-            now = time.perf_counter()
+            now = time.monotonic()
             if not taken and self.camera and now - good < PATIENCE and self.capture.isOpened():
                 self.stop.wait(0.05)
                 continue
