@@ -108,7 +108,10 @@ def to_onnx(graph: GraphModule, names: list[str]) -> onnx.ModelProto:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    # The exporter claims a newer format than the operators need, which older runtimes, as on many a Jetson, refuse.
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import))
+    return model
 
 
 def take_pixels(model: onnx.ModelProto) -> onnx.ModelProto:

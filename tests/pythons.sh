@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The wheel, installed with its runtime dependencies alone, in each Python that is named: finds a face, then the
-# runtime's tests. Needs an index to install from. Arguments: interpreters; default: those supported, of this machine.
+# runtime's tests; in the first Python with the lowest versions of them, too. Needs an index to install from.
+# Arguments: interpreters; default: those supported, of this machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,18 +31,32 @@ if [[ $# == 0 ]]; then
   done
 fi
 
-cd "$tmp/tests" # away from the tree, which must not be imported
-for interpreter in "${interpreters[@]}"; do
+# What pyproject.toml allows at least: "numpy>=1.24" as "numpy==1.24.*".
+$python - >"$tmp/lowest.txt" <<'END'
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+for needed in project["dependencies"] + project["optional-dependencies"]["video"]:
+    print(needed.replace(">=", "==") + ".*")
+END
+
+try_wheel() { # interpreter, then options for pip
+  interpreter=$1 && shift
   "$interpreter" --version
   rm -rf "$tmp/venv"
   "$interpreter" -m venv "$tmp/venv"
   bin=$tmp/venv/bin
-  $bin/pip install --quiet --disable-pip-version-check "$tmp"/*.whl
+  $bin/pip install --quiet --disable-pip-version-check "$@" "$tmp"/*.whl
   $bin/pip list --disable-pip-version-check | grep -iE '^(numpy|opencv|onnxruntime)'
   $bin/img2pose-edge --version
   [[ $($bin/img2pose-edge detect "$tmp/photo.png") == *": 1 face"* ]] || { echo "no face found" >&2; exit 1; }
   $bin/python -W error -m compileall -q -f "$tmp"/venv/lib/python*/site-packages/img2pose_edge # training, too
-  $bin/pip install --quiet --disable-pip-version-check pytest pytest-benchmark hypothesis pillow scikit-image av
+  $bin/pip install --quiet --disable-pip-version-check "$@" pytest pytest-benchmark hypothesis pillow scikit-image av
   # The other engines are not installed; nothing is timed.
   $bin/pytest --show-capture=no -k 'not openvino and not tflite and not engine and not light' "${tests[@]}"
+}
+
+cd "$tmp/tests" # away from the tree, which must not be imported
+for interpreter in "${interpreters[@]}"; do
+  try_wheel "$interpreter"
 done
+try_wheel "${interpreters[0]}" --constraint "$tmp/lowest.txt"

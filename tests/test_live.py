@@ -823,9 +823,9 @@ def test_who_is_followed_keeps_the_number_when_settings_change(even: type[Camera
         after = until(socket, lambda m: m["settings"]["score_threshold"] == 0.4 and len(m["faces"]) == 2)["faces"]
         assert {face["id"]: face["box"][0] for face in after} == pytest.approx(where, abs=3)
         client.post("/settings", json={"smooth": False})
-        until(socket, lambda m: not m["settings"]["smooth"])
+        until(socket, lambda m: not any("id" in face for face in m["faces"]))  # settings are told before they are seen
         client.post("/settings", json={"smooth": True})
-        anew = until(socket, lambda m: m["settings"]["smooth"] and len(m["faces"]) == 2)["faces"]
+        anew = until(socket, lambda m: len(m["faces"]) == 2 and all("id" in face for face in m["faces"]))["faces"]
         assert not {face["id"] for face in anew} & where.keys(), "not known to be the same"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from img2pose_edge.export import parity
@@ -15,6 +16,7 @@ from img2pose_edge.export.parity import Parity, compare, match
 from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
 from img2pose_edge.commands import images
+from img2pose_edge.manifest import find_model
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.training.checkpoint import save_checkpoint
 from img2pose_edge.training.networks import build_network
@@ -27,6 +29,12 @@ def test_engines_agree_on_the_float_model(astronaut: np.ndarray) -> None:
     assert (found.faces, found.alone) == (2, 0)
     assert found.angle < 0.05
     assert 0 < found.maps < 1e-3
+
+
+@pytest.mark.parametrize("name", ["edge-n", "edge-n-int8", "edge-s", "edge-s-int8"])
+def test_bundled_graphs_ask_for_no_newer_runtime_than_their_operators_do(name: str) -> None:
+    graph = onnx.load(find_model(name).path, load_external_data=False)
+    assert graph.ir_version == onnx.helper.find_min_ir_version_for(list(graph.opset_import)) <= 8  # ONNX Runtime 1.14
 
 
 def test_what_differs_is_seen(astronaut: np.ndarray) -> None:

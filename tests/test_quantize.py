@@ -121,6 +121,10 @@ def test_weights_are_int8_with_a_scale_a_channel(signed: onnx.ModelProto) -> Non
     assert signed.ByteSize() < 1e6
 
 
+def test_the_format_is_no_newer_than_needed(signed: onnx.ModelProto) -> None:
+    assert signed.ir_version == onnx.helper.find_min_ir_version_for(list(signed.opset_import)) == 8
+
+
 def test_no_constant_is_shared(signed: onnx.ModelProto) -> None:
     """ONNX Runtime does not load it elsewise where it makes weights unsigned."""
     owned = onnx.ModelProto.FromString(signed.SerializeToString())

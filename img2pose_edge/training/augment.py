@@ -233,13 +233,22 @@ def find_faceless(source: np.ndarray, faces: Faces, shape: np.ndarray, rng: np.r
 
 
 def draw_round(canvas: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw ellipses inside one another, as cups, plates, wheels and lamps show: what is round need not be a face."""
+    """Draw ellipses inside one another, as cups, plates, wheels and lamps show: what is round need not be a face.
+
+    Half of them have colours of skin, wood or coffee; all show something of the texture that ``canvas`` holds.
+    """
     side = min(canvas.shape[:2])
     middle, axes = rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.2, 0.5) * side * np.array([1, rng.uniform(0.6, 1)])
     turn = float(rng.uniform(0, 180))
+    texture = cv2.subtract(canvas.astype(np.float32), (*canvas.mean((0, 1)), 0.0))
     for _ in range(rng.integers(2, 6)):
-        color = rng.uniform(0, 255) + rng.normal(0, 25, 3)
-        cv2.ellipse(canvas, (tuple(middle), tuple(2 * axes), turn), np.clip(color, 0, 255).tolist(), -1, cv2.LINE_AA)
+        tint = rng.uniform([0.35, 0.55, 0.9], 1) if rng.random() < 0.5 else np.ones(3)
+        color = rng.uniform(0, 255) * tint + rng.normal(0, 15, 3)
+        filled = cv2.add(texture * rng.uniform(0, 0.8), (*color, 0.0), dtype=cv2.CV_8U)
+        texture = cv2.flip(texture, int(rng.integers(-1, 2)))
+        mask = np.zeros(canvas.shape[:2], np.uint8)
+        cv2.ellipse(mask, (tuple(middle), tuple(2 * axes), turn), 255, -1)
+        np.copyto(canvas, filled, where=mask[..., None] > 0)
         shrunk = axes * rng.uniform(0.5, 0.95)
         middle, axes = middle + rng.uniform(-0.5, 0.5, 2) * (axes - shrunk), shrunk
     canvas[:] = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 2.5))
