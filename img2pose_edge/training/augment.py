@@ -240,15 +240,15 @@ def draw_round(canvas: np.ndarray, rng: np.random.Generator) -> None:
     side = min(canvas.shape[:2])
     middle, axes = rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.2, 0.5) * side * np.array([1, rng.uniform(0.6, 1)])
     turn = float(rng.uniform(0, 180))
-    texture = cv2.subtract(canvas.astype(np.float32), (*canvas.mean((0, 1)), 0.0))
+    texture = canvas - canvas.mean((0, 1))
     for _ in range(rng.integers(2, 6)):
         tint = rng.uniform([0.35, 0.55, 0.9], 1) if rng.random() < 0.5 else np.ones(3)
         color = rng.uniform(0, 255) * tint + rng.normal(0, 15, 3)
-        filled = cv2.add(texture * rng.uniform(0, 0.8), (*color, 0.0), dtype=cv2.CV_8U)
-        texture = cv2.flip(texture, int(rng.integers(-1, 2)))
         mask = np.zeros(canvas.shape[:2], np.uint8)
         cv2.ellipse(mask, (tuple(middle), tuple(2 * axes), turn), 255, -1)
-        np.copyto(canvas, filled, where=mask[..., None] > 0)
+        inside = mask > 0
+        canvas[inside] = np.clip(color + rng.uniform(0, 0.8) * texture[inside], 0, 255)
+        texture = np.flip(texture, int(rng.integers(2)))
         shrunk = axes * rng.uniform(0.5, 0.95)
         middle, axes = middle + rng.uniform(-0.5, 0.5, 2) * (axes - shrunk), shrunk
     canvas[:] = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.5, 2.5))
