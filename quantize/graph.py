@@ -25,6 +25,7 @@ from img2pose_edge.training.networks import build_network, load_network
 from img2pose_edge.training.networks.edge import PIXEL_STD, EdgeNet
 
 try:
+    from img2pose_edge.quantize.adjust import adjust
     from img2pose_edge.quantize.rounding import round_hidden, round_outputs
     from img2pose_edge.quantize.steps import HIGHEST, LOWEST, ActivationStep, ChannelStep
     from torchao.quantization.pt2e import FakeQuantize, allow_exported_model_train_eval
@@ -39,6 +40,8 @@ try:
 except ImportError as error:
     raise ImportError('int8 needs torchao and onnxscript: pip install "img2pose-edge[quantize]"') from error
 
+CALIBRATED = 96
+"""Pictures that choose steps and rounding, at most."""
 TRACED = (2, 320, 320, 3)
 """Shape of the picture that the graph is traced with; batch, height and width stay free."""
 ADD, ENLARGE = torch.ops.aten.add.Tensor, torch.ops.aten.upsample_nearest2d.vec
@@ -219,25 +222,32 @@ def whole_bias(graph: GraphModule, convolution: Node, odd: bool) -> None:
 
 
 def quantize_checkpoint(
-    checkpoint: Path, pictures: Iterable[np.ndarray], float_layers: Sequence[str] = ()
+    checkpoint: Path, pictures: Iterable[np.ndarray], float_layers: Sequence[str] = (), steps: int = 0
 ) -> dict[str, Any]:
     """Quantize a trained edge network after its training.
 
     Args:
         checkpoint: of a training run, or a published one.
         pictures: (H, W, 3) uint8 BGR, H and W multiples of 32 and at least 64: what the network will see, to choose
-            steps by.
+            steps by. Of many, ``CALIBRATED``, spread evenly, choose them.
         float_layers: as in :func:`prepare`.
+        steps: of adjusting weights to their rounding, by all pictures (:mod:`adjust`).
 
     Returns:
         a checkpoint (weights, steps and where it comes from) that :func:`load_quantized` takes.
 
     Raises:
         FileNotFoundError, ValueError: if it is missing, not of an edge network, quantized already, or there are no
-            pictures.
+            pictures, or fewer steps than none.
     """
+    if steps < 0:
+        raise ValueError(f"steps must be at least 0, got {steps}")
     state, network = load_network(checkpoint)
-    graph = calibrated(edge_network(network, state, checkpoint), list(pictures), float_layers)
+    network, shown = edge_network(network, state, checkpoint), list(pictures)
+    chosen = np.unique(np.linspace(0, len(shown) - 1, min(CALIBRATED, len(shown))).round().astype(int))
+    graph = calibrated(network, [shown[i] for i in chosen], float_layers)
+    if steps:
+        adjust(graph, FoldedNet(network).eval(), shown, steps)
     origins = ("network", "config", "step", "options", "averaged")
     kept = {name: state[name] for name in origins if name in state}
     kept |= join_origins([state])

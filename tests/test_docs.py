@@ -41,7 +41,7 @@ RUN = ("detect", "video", "demo")
 """Commands that run here; those of training take minutes as they are written, and are parsed."""
 SMALL = {
     "train": "--steps 2 --warmup-steps 1 --batch-size 2 --crop-size 96 --validate-every 2 --device cpu",
-    "quantize": "--count 2 --input-size 128",
+    "quantize": "--count 2 --input-size 128 --steps 2",
     "sensitivity": "--count 1 --input-size 128",
 }
 """Added to commands of a model of one's own to make them short; later options win."""

@@ -28,6 +28,7 @@ from img2pose_edge.export.quantized_onnx import (
     to_onnx,
     unsigned_activations,
 )
+from img2pose_edge.quantize import adjust as adjusting
 from img2pose_edge.quantize import rounding
 from img2pose_edge.quantize.equalize import equalize, shared_channels
 from img2pose_edge.quantize.fold import FoldedNet
@@ -518,6 +519,36 @@ def test_a_tflite_model_has_one_size(tmp_path: Path, astronaut: np.ndarray) -> N
         PoseDetector(tmp_path / "n.tflite", engine="onnxruntime")(astronaut)
 
 
+def test_weights_are_adjusted_to_their_rounding(monkeypatch: pytest.MonkeyPatch, pictures: list[np.ndarray]) -> None:
+    monkeypatch.setattr(adjusting, "BATCH", 4)
+    teacher = FoldedNet(trained()).eval()
+    graph = calibrated(trained(), pictures)
+    images = [torch.from_numpy(picture[None]) for picture in pictures]
+
+    def apart() -> float:
+        with torch.no_grad():
+            return sum(float(adjusting.distance(graph(image), teacher(image))) for image in images)
+
+    before, weights = apart(), {name: w.detach().clone() for name, w in graph.named_parameters()}
+    adjusting.adjust(graph, teacher, pictures, 80)
+    assert apart() < 0.85 * before
+    for name, weight in graph.named_parameters():
+        assert (weight - weights[name]).abs().max() <= 80 * adjusting.LEARNING_RATE
+    with torch.no_grad():
+        assert adjusting.distance(teacher(images[0]), teacher(images[0])) == 0
+
+
+def test_crops_to_adjust_by_have_one_size(pictures: list[np.ndarray]) -> None:
+    random = np.random.default_rng(0)
+    (small,) = (p for p in pictures if p.shape == (224, 224, 3))
+    crop = adjusting.crop([small], random)
+    assert crop.shape == (320, 320, 3)
+    assert (crop[224:] == 127).all()
+    assert crop[:224, :224].std() > 30
+    seen = {adjusting.crop([pictures[0]], random).tobytes() for _ in range(8)}
+    assert len(seen) == 8
+
+
 def test_what_cannot_be_quantized_or_exported_is_named(
     tmp_path: Path, quantized: Path, pictures: list[np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -535,6 +566,8 @@ def test_what_cannot_be_quantized_or_exported_is_named(
         export_model(CHECKPOINT, tmp_path / "a.tflite", ExportOptions("tflite", size=(480, 100)))
     with pytest.raises(ValueError, match="calibration needs pictures, got none"):
         quantize_checkpoint(CHECKPOINT, [])
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        quantize_checkpoint(CHECKPOINT, pictures, steps=-1)
     with pytest.raises(ValueError, match="is quantized: it can only be exported, with --precision int8"):
         quantize_checkpoint(quantized, pictures)
     with pytest.raises(ValueError, match=r"edge-n\.pt is not quantized"):

@@ -47,7 +47,7 @@ def quantize(options: argparse.Namespace) -> int:
     check_writable(options.out)
     if options.out.resolve() == options.checkpoint.resolve():
         raise ValueError(f"--out {options.out} is the checkpoint itself, whose float weights would be lost")
-    state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers)
+    state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers, options.steps)
     save_checkpoint(state, options.out)
     print(options.out)
     return 0
@@ -134,8 +134,11 @@ def add_commands(commands: Any) -> None:
     p.add_argument(
         "--float-layers", nargs="+", default=[], metavar="LAYER", help="convolutions to keep in float, by name"
     )
+    p.add_argument(
+        "--steps", type=int, default=600, help="of adjusting weights to their rounding, by all images; 0 for none"
+    )
     add_picture_options(p)
-    p.set_defaults(do=quantize)
+    p.set_defaults(do=quantize, count=400)
 
     p = commands.add_parser("sensitivity", help="what int8 costs in each layer of an edge checkpoint, on faces")
     p.add_argument("--checkpoint", type=Path, required=True)
