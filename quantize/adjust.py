@@ -21,7 +21,7 @@ from img2pose_edge.progress import track
 from img2pose_edge.training.targets import flatten_maps
 
 BATCH, SIZE, LEARNING_RATE, WARMUP = 8, 320, 3e-5, 20
-"""Crops are ``SIZE`` pixels high and wide; at ten times the rate, weights lose more than rounding took."""
+"""Crops are ``SIZE`` pixels high and wide; at a rate of 2e-4 more is lost than rounding took."""
 LEAST_SCORE, BACKGROUND = 0.1, 0.02
 """Score from which a cell's pose counts, and what a cell without a face weighs in the scores' distance."""
 POSE_WEIGHTS = 4.0, 4.0, 8.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0
