@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -143,29 +144,43 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert released[1] == img2pose_edge.__version__
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("shell", "start"),
+    [
+        ("bash", ["--noprofile", "--rcfile", ".zshrc", "-i"]),
+        ("zsh", ["-i"]),
+    ],
+)
+def test_shells_complete(shell: str, start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("shtab")
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
     with pytest.raises(SystemExit, match="0"):
-        main(["--print-completion", "bash"])
+        main(["--print-completion", shell])
     (tmp_path / "completion").write_text(capsys.readouterr().out)
     (tmp_path / "photo.jpg").touch()
     # The command only tells what it was called with.
-    (tmp_path / "rc").write_text("source completion\nPS1='$ '\nimg2pose-edge() { printf '<%s>' \"$@\"; exit; }\n")
+    lines = 'eval "$(cat completion)"', "PS1='$ '", "img2pose-edge() { printf '<%s>' \"$@\"; exit; }"
+    system = ["autoload -Uz compinit", "compinit -u -D"] if shell == "zsh" else []
+    (tmp_path / ".zshrc").write_text("\n".join([*system, *lines, ""]))
     ours, its = pty.openpty()
-    command, place = ["bash", "--noprofile", "--rcfile", "rc", "-i"], {**os.environ, "TERM": "dumb"}
-    shell = subprocess.Popen(
-        command, stdin=its, stdout=its, stderr=its, cwd=tmp_path, start_new_session=True, env=place
+    place = {**os.environ, "TERM": "dumb", "ZDOTDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [shell, *start], stdin=its, stdout=its, stderr=its, cwd=tmp_path, start_new_session=True, env=place
     )
     os.close(its)
-    os.write(ours, b"img2pose-edge det\t--dr\tout.png ph\t\n")
-    end = time.monotonic() + 10
-    while shell.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-    shell.kill()
-    shell.wait()
-    said = os.read(ours, 65536)
-    os.close(ours)
+    said, typed, end = b"", b"img2pose-edge det\t--dr\tout.png ph\t\n", time.monotonic() + 20
+    try:
+        while b"jpg>" not in said and time.monotonic() < end:
+            if select.select([ours], [], [], 0.1)[0]:
+                said += os.read(ours, 65536)
+            if typed and b"$ " in said:  # it listens
+                os.write(ours, typed)
+                typed = b""
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
     assert "<detect><--draw><out.png><photo.jpg>" in said.decode()
 
 
