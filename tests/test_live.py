@@ -1192,7 +1192,9 @@ def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, t
         page.uncheck("#axes")
         page.select_option("#fast", "10")
         page.check("#smooth")
-        expect(page.locator("#faces td").first).to_have_text("0")  # identities count from 0
+        # Identities go on with each turn of the clip, from 0, which may be over before the page is looked at; without
+        # them the only face is always 1.
+        expect(page.locator("#faces td").first).to_have_text(re.compile(r"^([02-9]|\d\d+)$"))
         assert detector.settings.smooth
         assert detector.settings.fast == 10
 
