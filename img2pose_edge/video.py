@@ -195,7 +195,9 @@ class Source:
             self._capture.release()
             why = {
                 "camera": "there is none of this number or name, or another program holds it",
-                "pipeline": "it is faulty, or this OpenCV was built without GStreamer (the wheel on PyPI is)",
+                "pipeline": "it is faulty: gst-launch-1.0 tells where"
+                if cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER)
+                else "this OpenCV was built without GStreamer (the wheel on PyPI is)",
                 "stream": "there is none, or it is of a kind that OpenCV cannot read",
                 "video": "it is damaged, or its codec is missing",
             }

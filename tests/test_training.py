@@ -748,6 +748,30 @@ def test_a_signal_to_the_process_group_leaves_the_loaders_workers(
     assert "Traceback" not in errors
 
 
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_two_processes_stop_at_the_same_step(tiny_data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run, steps = tmp_path / "run", []
+    for more in (100000, 0):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+        command += ["img2pose_edge", "train", "--data", str(tiny_data), "--out", str(run), "--workers=1"]
+        command += [f"--steps={sum(steps) + (more or 2)}", "--batch-size=4", "--crop-size=96", "--device=cpu"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as launcher:
+            rows, end = run / "metrics.csv", time.monotonic() + 120
+            while more and not (rows.exists() and len(rows.read_text().splitlines()) > 1) and time.monotonic() < end:
+                time.sleep(0.1)
+            if more:
+                launcher.send_signal(number)
+            errors = launcher.communicate(timeout=100)[1]
+        steps.append(load_checkpoint(run / "last.pt")["step"])
+        if more:
+            assert errors.count(f"stopped at step {steps[0]},") == 1, errors[-3000:]
+        else:
+            assert launcher.returncode == 0, errors[-3000:]
+    assert steps[1] == steps[0] + 2
+
+
 def test_a_signal_that_was_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

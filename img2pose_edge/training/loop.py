@@ -12,7 +12,6 @@ import os
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -233,6 +232,15 @@ def update_average(average: dict[str, Tensor], network: nn.Module, step: int, de
         average[name].copy_(state[name])
 
 
+def any_process(told: bool, device: torch.device) -> bool:
+    """Whether any of the processes that train together says so; each gets the same answer."""
+    if not torch.distributed.is_initialized():
+        return told
+    count = torch.tensor(int(told), device=device)
+    torch.distributed.all_reduce(count)
+    return bool(count.item())
+
+
 class CsvLog:
     """``metrics.csv``: a row per logged step; a resumed run drops the rows after its checkpoint."""
 
@@ -282,7 +290,7 @@ def train(
         workers: loader processes.
 
     Ctrl-C and SIGTERM end the run after the step it is at (and its validation, if that is due), saved; a second one at
-    once. Not under ``torchrun``.
+    once. ``torchrun`` hands them on, and kills what still runs half a minute later.
 
     Returns:
         path of the last checkpoint.
@@ -415,9 +423,8 @@ def train(
     steps = range(start, end)
     batches = iter(loader)
     saved = time.monotonic()
-    # Several processes would stop at different steps.
-    keeping: AbstractContextManager[list[int]] = kept_signals() if world == 1 else nullcontext([])
-    with keeping as signals:
+    interrupted = False
+    with kept_signals() as signals:
         for step in track(steps, options.network, start) if rank == 0 else steps:
             batch = next(batches).to(where)
             if options.schedule == "cosine" or step < options.warmup_steps:
@@ -461,14 +468,13 @@ def train(
                     plateau.step(merit.item())
                 stop = stop or 0 < options.patience <= stale
             late = time.monotonic() - saved >= SAVE_SECONDS
-            if rank == 0 and (done % save_every == 0 or stop or late or signals):
+            interrupted = any_process(bool(signals), where)  # signals reach processes at different steps
+            if rank == 0 and (done % save_every == 0 or stop or late or interrupted):
                 save_checkpoint(snapshot(done), last)
                 saved = time.monotonic()
-            if signals:
-                if not stop:
+                if interrupted and not stop:
                     logger.warning("stopped at step %d, from which the same command goes on", done)
-                raise KeyboardInterrupt
-            if stop and done < options.steps:  # after the last step the loop ends, and with it the bar
+            if interrupted or (stop and done < options.steps):  # after the last step the loop ends, and with it the bar
                 break
     if world > 1:
         # No process returns before the checkpoint is written. The group's threads end with its last owner, DDP;
@@ -477,4 +483,6 @@ def train(
         del trained
         gc.collect()
         torch.distributed.destroy_process_group()
+    if interrupted:
+        raise KeyboardInterrupt
     return last
