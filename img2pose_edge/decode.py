@@ -74,26 +74,32 @@ def candidates(
     # A float of Python's: next to a number of numpy's, float32 maps would be compared as float64.
     logit = math.log(threshold / (1 - threshold)) if 0 < threshold < 1 else math.copysign(math.inf, threshold - 0.5)
     per_log = score_gain / math.log(2)
-    levels = []
+    levels, count = [], 0
     for score, pose, stride in zip(scores, poses, strides, strict=True):
         gain = score_gain * math.log2(stride * SIZE_UNIT / NEUTRAL_SIZE)
-        kept = (score.reshape(-1) >= logit - gain - MOST_LOG_SIZE * per_log).nonzero()[0]
+        flat = score.reshape(-1)
+        kept = (flat >= logit - gain - MOST_LOG_SIZE * per_log).nonzero()[0]
         if len(kept):
-            y = kept // score.shape[-1]
-            x = kept - y * score.shape[-1]
-            rows = np.empty((4 + pose.shape[1], len(kept)))  # logit, column, row, stride, pose
-            rows[0], rows[1], rows[2], rows[3] = score.take(kept), x, y, stride
-            rows[4:] = pose[0][:, y, x]  # in memory, channels may lie first or last
-            rows[0] += gain
-            if score_gain:
-                rows[0] += rows[6].clip(-MOST_LOG_SIZE, MOST_LOG_SIZE) * per_log
-            reached = rows[0] >= logit
-            if reached.any():
-                levels.append(rows[:, reached])
-    if not levels:
+            levels.append((flat[kept], pose[0], score.shape[-1], kept, stride, gain))
+            count += len(kept)
+    # Behind a network's run every operation of numpy's that is not in the caches takes five times as long: few kinds,
+    # once for all levels.
+    rows = np.empty((13, count))  # logit, column, row, stride, pose
+    end = 0
+    for score, pose, width, kept, stride, gain in levels:
+        part = rows[:, end : end + len(kept)]
+        y, x = np.divmod(kept, width)
+        part[0], part[1], part[2], part[3] = score, x, y, stride
+        part[4:] = pose[:, y, x]  # in memory, channels may lie first or last
+        part[0] += gain
+        end += len(kept)
+    if score_gain:
+        rows[0] += np.minimum(np.maximum(rows[6], -MOST_LOG_SIZE), MOST_LOG_SIZE) * per_log
+    reached = (rows[0] >= logit).nonzero()[0]
+    if not len(reached):
         return np.empty(0), np.empty((0, 2)), np.empty(0), np.empty((0, 3, 3))
-    found = np.concatenate(levels, axis=1)
-    found = found.take(np.argsort(-found[0], kind="stable"), axis=1)
+    found = rows[:, reached]
+    found = found[:, (-found[0]).argsort(kind="stable")]
     return 1 / (1 + np.exp(-found[0])), *cells_to_local(found[4:].T, found[1:3].T, found[3])
 
 

@@ -101,7 +101,10 @@ class RowWriter:
     def _append(self, lines: str) -> None:
         data = lines.encode()
         end = self._file.tell() if self._file.seekable() else None
-        written = self._file.write(data)
+        try:
+            written = self._file.write(data)
+        except OSError as error:  # it does not tell which file
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         if written < len(data):  # the disk has room for less: no half row stays
             if end is not None:
                 self._file.seek(end)

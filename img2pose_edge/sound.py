@@ -14,6 +14,8 @@ ENCODER: Final = "aac"
 LATE: Final = 1.0
 """Seconds of pictures without sound from which on an MP4 gets silence first: it keeps them all in memory until there is
 a sound to write beside."""
+LEAST_MP3_RATE: Final = 16000
+"""Hertz; below is MPEG 2.5."""
 SAMPLES: Final = 1024
 """Of silence at a time."""
 JOINT: Final = 1.0
@@ -75,7 +77,9 @@ class Sound:
         # Of no known kind, silence cannot be.
         self._known = bool(given.codec_context.format and given.codec_context.rate)
         late = self._known and self._seconds(self._waiting) > LATE
-        if out.suffix.lower() == ".mp4" and (streamed or late or kind.startswith("pcm_")):
+        # What FFmpeg takes for an MP4 and then refuses to write.
+        refused = kind == "truehd" or (kind.startswith("mp3") and (given.rate or 0) < LEAST_MP3_RATE)
+        if out.suffix.lower() == ".mp4" and (streamed or late or refused or kind.startswith("pcm_")):
             self._stream = self._encoded(given)
         else:
             try:

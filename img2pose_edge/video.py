@@ -56,12 +56,15 @@ PATIENCE = 1.0
 DEVICE = re.compile(r"/dev/(video\d+$|v4l/)")
 """Of a camera, plugged in or not."""
 SECRETS = re.compile(
-    r"\b((?:[\w-]*[_-])?(?:token|(?:api)?key|secret|pass(?:wd|word|phrase)?|pwd|pw|auth|sig(?:nature)?))(\s*=\s*)"
+    r"\b([\w-]*(?:token|secret|pass?|passwd|password|passphrase|signature|apikey)"
+    r"|(?:[\w-]*[_-])?(?:key|pwd|psw|pw|auth|sig)|[\w-]*[a-z](?-i:Key|Pwd|Auth))(\s*=\s*)"
     r"(?:\"[^\"]*\"|'[^']*'|[^&\s!]+)",
     re.IGNORECASE,
 )
 """Of addresses' queries and of pipelines' properties."""
 WEB = re.compile(r"^https?://", re.IGNORECASE)
+ENDING = re.compile(r"filesrc|splitmuxsrc|giosrc|httpsrc|num-buffers|\b(file|https?):", re.IGNORECASE)
+"""In pipelines that may end; the others are of cameras and streams."""
 TICK = Fraction(1, 90000)
 """Seconds; the clock of written videos."""
 ENCODER: Final = "libx264"
@@ -107,7 +110,7 @@ class Source:
         Args:
             source: file, folder of images (by name, ``2.png`` before ``10.png``), address (``rtsp://``, ``http://``
                 …), number or device (``/dev/v4l/by-id/…``) of a camera, or a GStreamer pipeline that ends in
-                ``appsink``, which counts as live, also where it reads a file.
+                ``appsink``, which counts as live, also where it reads a file, and gives BGR or grey.
             rate: frames a second of a folder (default: 25) or of a raw stream (``.h264`` …), and what a camera is
                 asked for; others have times of their own.
             camera_size: width and height that a camera is asked for. What it gives instead of them, or of a rate, is
@@ -169,6 +172,7 @@ class Source:
             self.live,
             self._endless,
             camera,
+            pipeline,
             self.rate,
             self._rate is not None,
             self.frames,
@@ -211,9 +215,12 @@ class Source:
         self._fourcc = int(self._capture.get(cv2.CAP_PROP_FOURCC))
         across, down = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_SAR_NUM, cv2.CAP_PROP_SAR_DEN))
         if across > 0 and down > 0:
-            self.pixel_aspect = Fraction(across, down)
+            turned = self._capture.get(cv2.CAP_PROP_ORIENTATION_META) % 180 == 90
+            upright = turned and self._capture.get(cv2.CAP_PROP_ORIENTATION_AUTO)
+            self.pixel_aspect = Fraction(down, across) if upright else Fraction(across, down)
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._endless = self._endless or (what == "stream" and count <= 0)  # a web camera, whatever its address ends in
+        self._endless = self._endless or (what == "pipeline" and not ENDING.search(self._address))
         self.live = self._endless or what == "pipeline"
         self.frames = count if count > 0 and not self.live else None
 
@@ -273,6 +280,7 @@ class _Reader:
     live: bool
     endless: bool
     camera: bool
+    pipeline: bool
     rate: float
     raw: bool
     frames: int | None
@@ -312,6 +320,8 @@ class _Reader:
             if not taken:
                 break
             good = now
+            if self.pipeline:
+                check_format(self.name, image, self.capture)
             if size and first and size != first:
                 raise ValueError(changed(self.name, index, size, first))
             if self.live:
@@ -337,12 +347,14 @@ class _Reader:
             logger.warning("%s ends after %d frames, but not as a GIF does: it may have been cut off", self.name, index)
         # The number of frames counts those that are not shown, too; the duration does not, but holds a long last frame.
         whole = shown_seconds(Path(self.address))
-        share = max(index / (self.frames or index), (last * self.rate + 1) / (whole * self.rate) if whole else 0.0)
+        counted = self.name.lower().endswith(COUNTED) and self.frames  # of these, some may be holes that show none
+        length = whole * self.rate if whole else counted
+        share = max(index / (self.frames or index), (last * self.rate + 1) / length if length else 0.0)
         missing = round((1 - share) / share * index)
         if share < LEAST_SHARE or missing > FEW:
             what = f"{self.name} ends after {index} of {index + missing} frames: it is damaged, or was cut off"
             web = WEB.match(self.address)  # a connection that breaks off is likelier than frames that are hidden
-            if share < LEAST_SHARE and (whole or web or self.name.lower().endswith(COUNTED)):
+            if share < LEAST_SHARE and (whole or web or counted):
                 raise ValueError(what)
             logger.warning("%s%s", what, "" if whole or web else " (or it does not show them all: PyAV would tell)")
 
@@ -475,7 +487,9 @@ def is_camera(source: str | Path | int) -> bool:
     if isinstance(source, bool) or not isinstance(source, (str, os.PathLike, int, np.integer)):
         raise ValueError(f"a source is a file, folder, camera number, address or pipeline, got {source!r}")
     digits = isinstance(source, str) and source.isdecimal()
-    if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()) or DEVICE.match(str(source)):
+    if isinstance(source, (int, np.integer)) or (digits and not Path(source).exists()):
+        return int(str(source)) < 2**31  # more OpenCV does not take
+    if DEVICE.match(str(source)):
         return True
     return os.path.exists(source) and Path(source).is_char_device()  # pipelines are too long for a Path
 
@@ -494,6 +508,18 @@ def _counted(path: Path) -> list[int | str]:
 def _three_channels(image: np.ndarray) -> np.ndarray:
     """Cameras of one channel give grey frames."""
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
+
+
+def check_format(name: str, image: np.ndarray, capture: cv2.VideoCapture) -> None:
+    """Raises ``ValueError`` for a pipeline's frame in a format that OpenCV passes on as it is: YUV (NV12 of Jetsons, a
+    plane half again as high) or four channels in an order that nobody knows."""
+    height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    grey_or_bgr = image.ndim == 2 or image.shape[2] in (1, 3)
+    if not grey_or_bgr or (height > 0 and image.shape[0] != height):
+        raise ValueError(
+            f"pipeline {name} gives frames of another format than BGR: "
+            "let it end in videoconvert ! video/x-raw, format=BGR ! appsink"
+        )
 
 
 def check_video_suffix(path: Path) -> None:

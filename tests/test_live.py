@@ -845,12 +845,13 @@ def test_nothing_is_encoded_that_nobody_sees(even: type[Camera], monkeypatch: py
     assert capture._shot is None
 
 
+@pytest.mark.parametrize("names", [["1.jpg", "2.jpg"], ["only.jpg"]])
 def test_a_picture_that_is_held_is_sent_again(
-    tmp_path: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+    names: list[str], tmp_path: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("img2pose_edge.live.capture.HOLD", 0.1)
     monkeypatch.setattr(server, "STALLED", 0.8)
-    for name in ("1.jpg", "2.jpg"):
+    for name in names:
         (tmp_path / name).write_bytes(photo)
     with (
         TestClient(server.make_app(Capture(str(tmp_path), detector, rate=0.3)), base_url=HERE) as client,

@@ -157,11 +157,8 @@ class Capture:
             if stream.settings != self.detector.settings:
                 stream = self._stream(fresh=stream.tracker is None)
             if not source.live:
-                while (early := opened + frame.time - time.monotonic()) > 0 and self._wanted:
-                    self._stop.wait(min(early, HOLD))
-                    if early > HOLD and shown:
-                        self._publish(*shown)  # a picture that stands still is no camera that is stuck
-                opened = max(opened, opened - early)
+                self._hold(opened + frame.time, shown)
+                opened = max(opened, time.monotonic() - frame.time)
             taken = opened + frame.time
             camera = self.detector.camera(frame.image)
             looked, seen = self.detector.look(frame.image, camera, stream, frame.time)
@@ -182,7 +179,14 @@ class Capture:
             else:
                 self._shot = None  # whoever comes next shall not see an old picture
         if not source.live:
-            self._stop.wait(1 / source.rate)  # the last frame is shown as long as the others
+            self._hold(time.monotonic() + 1 / source.rate, shown)  # the last frame is shown as long as the others
+
+    def _hold(self, until: float, shown: tuple[dict[str, Any], bytes] | None) -> None:
+        """Wait for a moment of the monotonic clock, while anybody looks."""
+        while (left := until - time.monotonic()) > 0 and self._wanted:
+            self._stop.wait(min(left, HOLD))
+            if left > HOLD and shown:
+                self._publish(*shown)  # a picture that stands still is no camera that is stuck
 
     def _stream(self, fresh: bool) -> Stream:
         """For the next frames; with ``fresh`` faces are others than before, with numbers of their own."""
