@@ -183,7 +183,7 @@ def wider_records(root: Path, problems: list[str] | None = None) -> list[dict[st
     listing = root / "ground_truth.jsonl"
     if listing.exists():
         found = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), 1):
             try:
                 record = json.loads(line)
                 boxes = np.array(record["boxes_xywh"], float).reshape(-1, 4)

@@ -18,7 +18,7 @@ def read_list(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: naming the line that is not as it should be.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     faces, at = {}, 0
     while at < len(lines):
         name = lines[at].strip()

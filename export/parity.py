@@ -170,14 +170,14 @@ def check_artefact(network: nn.Module, path: Path, images: Sequence[np.ndarray] 
     shown = photographs() if images is None else images
     if not len(shown):
         raise ValueError("a model is compared with torch on photographs, got none")
-    reference = torch_detector(network, path)
+    reference, first = torch_detector(network, path), shown[0]
     found = {}
     for engine in READERS[path.suffix]:
         if not installed(engine):
             continue
         try:
             detector = PoseDetector(path, engine=engine, threads=1)
-            detector.detect(shown[0])
+            detector.detect(first)
         except Exception as error:  # every engine has kinds of its own for operators it lacks
             raise ValueError(f"{engine} cannot run {path.name}: {error}") from error
         found[engine] = compare(reference, detector, shown)

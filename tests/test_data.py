@@ -52,7 +52,7 @@ def test_retinaface_labels(tmp_path: Path, astronaut: np.ndarray) -> None:
     write_image(tmp_path / "images/0--Parade/a.png", astronaut)
     lines = ["# 0--Parade/a.png", retinaface_line([X, Y, W, H], ASTRONAUT_POINTS)]
     lines += [retinaface_line([10, 20, 8, 9], None), retinaface_line([10, 20, 0, 0], None)]
-    (tmp_path / "label.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "label.txt").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")  # as some editors write it
     done = prepare(tmp_path / "label.txt", tmp_path / "wider.lmdb")
     (record,) = done.records
     assert (record.image, record.collection) == ("wider/0--Parade/a.png", "wider")
@@ -213,6 +213,24 @@ def test_preparing_goes_on_after_an_interruption(
     labels.write_text(labels.read_text().replace('"faces"', ' "faces"'))
     with pytest.raises(ValueError, match="other labels"):
         prepare(corrected, out)
+
+
+def test_a_data_set_may_be_renamed(tiny_data: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(tiny_data, first)
+    out = prepare(first, tmp_path / "a.lmdb").path
+    first.rename(second)
+    assert len(prepare(second, out).records) == 12
+
+
+def test_a_face_that_shrinking_takes_out_of_the_picture_is_left_out(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((300, 400, 3), np.uint8))
+    boxes = [[399.98, 10, 440, 50], [10, 10, 50, 50]]
+    label = {"image": "a.png", "width": 400, "height": 300, "faces": [{"box": box} for box in boxes]}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(label))
+    for longest, faces in ((0, 2), (64, 1)):
+        records = prepare(tmp_path, tmp_path / f"{longest}.lmdb", longest=longest).records
+        assert len(records[0].faces) == faces
 
 
 def test_a_replaced_image_makes_another_data_set(tmp_path: Path) -> None:
@@ -501,9 +519,16 @@ def test_own_photographs_are_labelled_by_the_bundled_model(
     labels.write_text(text.rstrip("\n"))  # a whole last line, as an editor may leave it
     assert len(whole_lines(labels)) == 2
     assert labels.read_text() == text
-    labels.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: KeyError\('image'\)"):
-        whole_lines(labels)
+    mended = text + '{"image": "three.jpg", "width": 9, "height": 9, "faces": []},'  # by hand, and not right
+    labels.write_text(mended)
+    assert len(whole_lines(labels)) == 2
+    assert labels.read_text() == text
+    assert (tmp_path / "photos/labels.jsonl.cut").read_text() == mended.removeprefix(text)
+    for other in ("{}\n", "{}", '[{"image": "one.png"}]'):
+        labels.write_text(text + other)
+        with pytest.raises(ValueError, match=r"labels\.jsonl, line 3: (KeyError|TypeError)"):
+            whole_lines(labels)
+        assert labels.read_text() == text + other
 
 
 @pytest.mark.parametrize("peer", ["yunet_n", "scrfd_500m_kps"])

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from img2pose_edge import PoseDetector, geometry, published
+from img2pose_edge.cli import main
 from img2pose_edge.decode import proposal_candidates
 from img2pose_edge.training import loop
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
@@ -281,7 +282,17 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path: Path) -> None:
     official_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"points\.npy must hold finite numbers of shape \(6,\)"):
         convert_checkpoint(source, out, files[2], files[1], files[2])
+    empty, archive = tmp_path / "empty.npy", tmp_path / "archive.npz"
+    empty.touch()
+    np.savez(archive, mean=np.zeros(6))
+    for wrong in (empty, archive):
+        with pytest.raises(ValueError, match=rf"{wrong.name} is not a plain \.npy array"):
+            convert_checkpoint(source, out, wrong, *files[1:])
     assert not out.exists()
+    before = source.read_bytes()
+    options = ["--pose-mean", str(files[0]), "--pose-std", str(files[1]), "--points68", str(files[2])]
+    assert main(["convert-checkpoint", str(source), *options, "--out", str(source)]) == 1
+    assert source.read_bytes() == before
 
 
 def samples(data: Path, folder: Path, count: int, size: int) -> list:

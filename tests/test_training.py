@@ -1066,5 +1066,12 @@ def test_sizes_are_those_that_the_network_sees(tiny_data: Path, monkeypatch: pyt
 def test_a_log_holds_steps_of_any_number(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     CsvLog(path, [], 0).write(step=1234567, loss=0.123456789)
+    whole = path.read_text()
+    path.write_text(whole + "55")  # of 550
+    CsvLog(path, [], 2000000)
+    assert path.read_text() == whole
+    with pytest.raises(ValueError, match=r"metrics\.csv is not the log of such a run"):
+        CsvLog(path, ["score"], 2000000)
+    assert path.read_text() == whole
     CsvLog(path, [], 2000000)
     assert path.read_text().splitlines()[1] == "1234567,,0.123457,,,"

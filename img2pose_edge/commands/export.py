@@ -105,7 +105,11 @@ def model_and_engine(name: str) -> tuple[str, str]:
 def convert_checkpoint(options: argparse.Namespace) -> int:
     from img2pose_edge.training.official import convert_checkpoint as convert
 
-    print(convert(options.source, options.out, options.pose_mean, options.pose_std, options.points68, options.depth))
+    check_writable(options.out)
+    sources = options.source, options.pose_mean, options.pose_std, options.points68
+    if options.out.resolve() in [path.resolve() for path in sources]:
+        raise ValueError(f"--out {options.out} is what is read, and would be lost")
+    print(convert(options.source, options.out, *sources[1:], options.depth))
     return 0
 
 

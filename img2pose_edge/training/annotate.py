@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ import numpy as np
 
 from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.detector import PoseDetector
+from img2pose_edge.files import write_file
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
-from img2pose_edge.training.complete import check_face, complete_face
+from img2pose_edge.training.complete import complete_face, is_sound
 from img2pose_edge.training.data import parse_lines
+
+logger = logging.getLogger(__name__)
 
 Label = Callable[[np.ndarray], list[dict[str, Any]]]
 SELF_SPREAD = 4.0
@@ -116,16 +120,8 @@ def annotate(images: list[Path], out: Path, label: Label, *, skip_bad: bool = Fa
     return Annotated(count, faces_found, skipped)
 
 
-def is_sound(face: dict[str, Any], width: int, height: int) -> bool:
-    try:
-        check_face(face, width, height)
-    except ValueError:
-        return False
-    return True
-
-
 def whole_lines(out: Path) -> set[str]:
-    """Names of the images that ``out`` holds; a last line cut off by an interruption is removed."""
+    """Names of the images that ``out`` holds; a last line cut off by an interruption is moved to a file beside it."""
     if not out.exists():
         return set()
     data = out.read_bytes()
@@ -135,11 +131,24 @@ def whole_lines(out: Path) -> set[str]:
         try:
             names.update(parse_lines(out, data[end:], _name))
         except ValueError:
+            if is_json(data[end:]):  # somebody's own, of another kind
+                parse_lines(out, data, _name)  # says where
+            cut = out.with_name(out.name + ".cut")
+            write_file(cut, data[end:])
+            logger.warning("the last line of %s is not whole: it is in %s now, its image is labelled anew", out, cut)
             os.truncate(out, end)
         else:
             with out.open("ab") as file:
                 file.write(b"\n")
     return names
+
+
+def is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _name(label: dict[str, Any]) -> str:

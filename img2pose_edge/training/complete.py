@@ -88,6 +88,15 @@ def check_face(face: dict[str, Any], width: int, height: int) -> None:
         raise ValueError("its angles have no spread (their uncertainty in degrees)")
 
 
+def is_sound(face: dict[str, Any], width: int, height: int) -> bool:
+    """Whether :func:`check_face` has nothing against a face."""
+    try:
+        check_face(face, width, height)
+    except ValueError:
+        return False
+    return True
+
+
 def complete_face(face: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     """A face of a label file with its box, five landmarks and local angles, as far as they can be known.
 

@@ -122,10 +122,14 @@ class DetectorTeacher:
 
         if not path.is_file():
             raise FileNotFoundError(f"no model {path}")
-        model = onnx.load(path)
+        other = f"{path} is not SCRFD with five points, the one detector that can teach"
+        try:
+            model = onnx.load(path)
+            network = onnx2torch.convert(model).to(device).to(memory_format=torch.channels_last)
+        except Exception as error:  # of protobuf, onnx2torch, torch: of kinds of their own
+            raise ValueError(f"{other}: {error}") from error
         if len(model.graph.output) != 3 * len(STRIDES):
-            raise ValueError(f"{path} is not SCRFD with five points, the one detector that can teach")
-        network = onnx2torch.convert(model).to(device).to(memory_format=torch.channels_last)
+            raise ValueError(other)
         self.network = network.eval().requires_grad_(False)
 
     @torch.no_grad()

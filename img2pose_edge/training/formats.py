@@ -83,7 +83,7 @@ def _read(path: Path, root: Path) -> list[Source]:
         return _read_jsonl(path if path.suffix == ".jsonl" else path / "labels.jsonl")
     if path.is_dir():
         return _read_folder(path)
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         first = next((line for line in lines if line.strip()), "")
     return _read_retinaface(path, root) if first.startswith("#") else _read_img2pose(path, root)
 
@@ -117,7 +117,7 @@ def _read_jsonl(path: Path) -> list[Source]:
 def _read_retinaface(path: Path, root: Path) -> list[Source]:
     """``label.txt`` (Deng et al., RetinaFace): ``# image``, then a line a face: x y w h, five times x y visibility."""
     blocks: list[tuple[str, list[str]]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if line.startswith("#"):
             blocks.append((line[1:].strip(), []))
         elif line.strip():
@@ -157,7 +157,7 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
         file = find(name)
         if file is None:
             raise FileNotFoundError(f"{path} names {name}, which is not there")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
         missing = [k for k in ("image_path", "bboxes", "landmarks") if k not in content]
         if missing or len(content["bboxes"]) != len(content["landmarks"]):
             raise ValueError(f"{file} lacks {', '.join(missing) or 'a box or landmarks of a face'}")
@@ -182,7 +182,7 @@ def _read_img2pose(path: Path, root: Path) -> list[Source]:
     def image(name: str) -> bytes:
         return file(name).read_bytes()
 
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if names and names[0].startswith(("{", "[")):
         raise ValueError(f"{path} is JSON of another kind: expected {EXPECTED}")
     collection = "wider" if "wider" in path.stem.lower() else path.stem

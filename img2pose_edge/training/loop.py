@@ -245,15 +245,19 @@ class CsvLog:
     """``metrics.csv``: a row per logged step; a resumed run drops the rows after its checkpoint."""
 
     def __init__(self, path: Path, parts: Sequence[str], start: int) -> None:
+        columns = ["step", "learning_rate", "loss", *parts, "ap", "recall", "mae"]
         rows = []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start]
-        columns = ["step", "learning_rate", "loss", *parts, "ap", "recall", "mae"]
+                before = csv.DictReader(file)
+                whole = [row for row in before if None not in row.values()]  # the last one may be cut off
+                if before.fieldnames and list(before.fieldnames) != columns:
+                    raise ValueError(f"{path} is not the log of such a run: move it away")
+                rows = [row for row in whole if int(row["step"]) <= start]
         text = io.StringIO(newline="")
-        before = csv.DictWriter(text, columns)
-        before.writeheader()
-        before.writerows(rows)
+        again = csv.DictWriter(text, columns)
+        again.writeheader()
+        again.writerows(rows)
         write_file(path, text.getvalue().encode())
         self._file = path.open("a", newline="")
         self._writer = csv.DictWriter(self._file, columns)

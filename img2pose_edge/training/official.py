@@ -25,8 +25,10 @@ def read_array(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise FileNotFoundError(f"no file {path}")
     try:
         array = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a plain .npy array: {error}") from error
+    if not isinstance(array, np.ndarray):  # an archive of some
+        raise ValueError(f"{path} is not a plain .npy array")
     if array.shape != shape or not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
         raise ValueError(f"{path} must hold finite numbers of shape {shape}, got {array.dtype} {array.shape}")
     return torch.tensor(array, dtype=torch.float32)

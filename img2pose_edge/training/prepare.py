@@ -15,7 +15,7 @@ import numpy as np
 from img2pose_edge.files import write_file
 from img2pose_edge.preprocess import decode_image
 from img2pose_edge.progress import track
-from img2pose_edge.training.complete import check_face, complete_face
+from img2pose_edge.training.complete import check_face, complete_face, is_sound
 from img2pose_edge.training.data import Record, as_bytes, make_record
 from img2pose_edge.training.formats import Source, read_sources
 from img2pose_edge.training.store import LmdbReader, LmdbWriter
@@ -63,6 +63,8 @@ def read_item(source: Source, longest: int) -> tuple[dict[str, Any], bytes]:
         for face in faces:
             moved = {k: (np.array(face[k], float).reshape(-1, 2) * scale).round(2) for k in PIXELS if k in face}
             face |= {k: (v.ravel() if k == "box" else v).tolist() for k, v in moved.items()}
+        # What touched the picture by less than a hundredth of a pixel is outside now.
+        faces = [face for face in faces if is_sound(face, *shape)]
     return {"image": source.name, "width": image.shape[1], "height": image.shape[0], "faces": faces}, data
 
 
@@ -94,7 +96,7 @@ def prepare(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     sources = read_sources(source, images)
     identity = identify(source, sources, longest)
-    writer = LmdbWriter(out, f"{source.name} {identity:08x}", len(sources))
+    writer = LmdbWriter(out, f"{identity:08x}", len(sources))
 
     def load(item: Source) -> tuple[dict[str, Any], bytes] | str:
         try:

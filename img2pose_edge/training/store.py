@@ -64,6 +64,7 @@ class LmdbWriter:
 
     def __init__(self, path: Path, source: str, items: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         lmdb = _lmdb()
         try:
             if path.is_file() and path.stat().st_size:
@@ -74,9 +75,10 @@ class LmdbWriter:
                 meta, used = transaction.get(b"meta"), transaction.stat()["entries"] > 0
         except lmdb.Error as error:
             raise ValueError(f"{path} is there but cannot be opened as LMDB: {error}") from error
-        new = {"items": items, "done": 0, "complete": False, "source": source, "skipped": []}
+        new: dict[str, Any] = {"items": items, "done": 0, "complete": False, "source": source, "skipped": []}
         self.meta: dict[str, Any] = json.loads(meta) if meta else new
-        if (used and not meta) or (self.meta["source"], self.meta["items"]) != (source, items):
+        known = self.meta["source"].split()[-1]  # once behind the name of a folder, which may be another now
+        if (used and not meta) or (known, self.meta["items"]) != (source, items):
             self._env.close()
             raise ValueError(f"{path} holds another data set, or other labels: remove it or choose another --out")
 
@@ -90,20 +92,27 @@ class LmdbWriter:
         meta = {**self.meta, "skipped": [*self.meta["skipped"], *(item for item in batch if isinstance(item, str))]}
         meta["done"] = self.done + len(batch)
         meta["complete"] = meta["done"] == meta["items"]
-        with self._env.begin(write=True) as transaction:
-            for number, item in enumerate(batch, self.done):
-                if isinstance(item, str):
-                    continue
-                label, image = item
-                text = json.dumps({**label, "crc32": zlib.crc32(image)}, separators=(",", ":"))
-                transaction.put(b"label/%08d" % number, text.encode())
-                transaction.put(b"image/%08d" % number, image)
-            transaction.put(b"meta", json.dumps(meta).encode())
+        try:
+            with self._env.begin(write=True) as transaction:
+                for number, item in enumerate(batch, self.done):
+                    if isinstance(item, str):
+                        continue
+                    label, image = item
+                    text = json.dumps({**label, "crc32": zlib.crc32(image)}, separators=(",", ":"))
+                    transaction.put(b"label/%08d" % number, text.encode())
+                    transaction.put(b"image/%08d" % number, image)
+                transaction.put(b"meta", json.dumps(meta).encode())
+        except _lmdb().Error as error:
+            raise OSError(f"cannot write {self._path}; is the disk full? {error}") from error
         self.meta = meta
 
     def close(self) -> None:
-        self._env.sync()
-        self._env.close()
+        try:
+            self._env.sync()
+        except _lmdb().Error as error:
+            raise OSError(f"cannot write {self._path}; is the disk full? {error}") from error
+        finally:
+            self._env.close()
 
 
 class LmdbReader:
