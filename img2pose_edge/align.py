@@ -111,6 +111,15 @@ def _check(face: Face, size: int, margin: float) -> None:
 def _warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Crop by a similarity between corner-counted pixels. Large faces are averaged down, else they would alias."""
     scale = np.hypot(matrix[0, 0], matrix[1, 0])
+    if max(image.shape[:2]) >= MOST:  # OpenCV 4 warps none that large: cut out what the crop shows of it
+        corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) - matrix[:, 2]
+        corners = corners @ np.linalg.inv(matrix[:, :2]).T
+        low, high = np.floor(corners.min(0)) - 2, np.ceil(corners.max(0)) + 2
+        height, width = image.shape[:2]
+        left, top = np.clip(low, 0, [width - 1, height - 1]).astype(int)
+        right, bottom = np.clip(high, [left + 1, top + 1], [width, height]).astype(int)
+        image = image[top:bottom, left:right]
+        matrix = np.column_stack([matrix[:, :2], matrix[:, 2] + matrix[:, :2] @ [left, top]])
     factor = max(1, min(int(1 / max(scale, 1e-9)), MOST // size))
     if scale < 1 and factor * size > min(2 * max(image.shape[:2]), FINEST):  # mostly beyond the image, or huge
         smaller = [max(1, round(side * scale)) for side in image.shape[1::-1]]

@@ -104,7 +104,7 @@ def draw_mask(picture: np.ndarray, face: Face, opacity: float = 0.7) -> None:
 
 def draw_box(picture: np.ndarray, face: Face, thickness: int = 1) -> None:
     """Draw a face's projected box with its score above."""
-    x1, y1, x2, y2 = (round(float(v)) for v in np.clip(face.box, -FARTHEST, FARTHEST))
+    x1, y1, x2, y2 = (round(float(v)) for v in np.clip(face.box, -FARTHEST, max(FARTHEST, *picture.shape)))
     cv2.rectangle(picture, (x1, y1), (x2, y2), BOX_COLOR, thickness, cv2.LINE_AA)
     scale = min(0.6, max(0.3, (x2 - x1) / 180))
     if x2 - x1 >= 24:
@@ -120,7 +120,8 @@ def draw_axes(picture: np.ndarray, face: Face, thickness: int = 2, length: float
     points = geometry.project(np.vstack([nose, tips]), face.rotation, face.translation, face.intrinsics)
     if not np.isfinite(points).all():
         return
-    origin, *ends = [tuple(int(v) for v in np.clip(p.round(), -FARTHEST, FARTHEST)) for p in points]
+    farthest = max(FARTHEST, *picture.shape)
+    origin, *ends = [tuple(int(v) for v in np.clip(p.round(), -FARTHEST, farthest)) for p in points]
     camera_depth = (tips @ face.rotation.T)[:, 2]
     for i in np.argsort(-camera_depth):
         cv2.line(picture, origin, ends[i], AXIS_COLORS[i], thickness, cv2.LINE_AA)

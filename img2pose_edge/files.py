@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -14,7 +15,8 @@ from typing import BinaryIO
 def write_file(path: Path, data: bytes, sync: bool = False) -> None:
     """Write ``data`` so that ``path`` holds either the old or the new content; missing folders are made.
 
-    A link stays one, and a file keeps its permissions; devices and pipes are written to.
+    A link stays one, a file keeps its permissions; devices and pipes are written to, and so is a file whose place no
+    other can take (mounted alone, or in a folder that may not be written to).
 
     Args:
         sync: wait until the disk has it, so that a machine without power loses neither content: of hours of work.
@@ -34,8 +36,13 @@ def write_file(path: Path, data: bytes, sync: bool = False) -> None:
         if path.exists():
             shutil.copymode(path, partial)
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EACCES, errno.EPERM) or not path.is_file():
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        path.write_bytes(data)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the bytes of an image file tell before it is decoded: how large it is, and whether it is whole."""
+"""What the bytes of an image file tell before it is decoded: how large it is, whether it is whole, and how it lies."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ SCAN, END = 0xDA, 0xD9
 """JPEG markers that begin a scan, the pixels, and end the image."""
 BARE = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers without a length."""
+ORIENTATION = 0x112
+"""Tag of EXIF."""
 MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
 MAX_SCANS = 100
 """Each makes a decoder go through all pixels again; progressive images have about ten."""
@@ -115,6 +117,31 @@ def webp_size(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         return number(data, 26, 2) & 0x3FFF, number(data, 28, 2) & 0x3FFF
     raise ValueError(f"this WebP image begins with an unknown chunk {kind!r}")
+
+
+def webp_orientation(data: bytes) -> int:
+    """EXIF orientation of a WebP file, 1 to 8; 1, upright, where it does not tell."""
+    at = 12
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            return exif_orientation(data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0"))
+        at += 8 + length + length % 2
+    return 1
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Of the first directory of EXIF, which is TIFF without its pixels."""
+    order = "little" if exif.startswith(b"II") else "big"
+    try:
+        first = number(exif, 4, 4, order)
+        for entry in range(first + 2, first + 2 + 12 * number(exif, first, 2, order), 12):
+            if number(exif, entry, 2, order) == ORIENTATION:
+                found = number(exif, entry + 8, 2, order)
+                return found if found <= 8 else 1
+    except IndexError:
+        pass
+    return 1
 
 
 def number(data: bytes, start: int, length: int, order: str = "little", signed: bool = False) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from img2pose_edge.header import ends
+from img2pose_edge.header import ORIENTATION, ends, webp_orientation
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MIN_SIDE = 8
@@ -52,14 +52,13 @@ def load_image(source: Any) -> np.ndarray:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
-        from PIL import ImageOps
-
+        orientation = 1
+        with suppress(Exception):  # metadata that are damaged, in whatever way, turn nothing
+            orientation = source.getexif().get(ORIENTATION, 1)
         try:
-            with suppress(SyntaxError):  # metadata that are damaged turn nothing
-                source = ImageOps.exif_transpose(source)
             if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
                 return _from_array(np.asarray(source))
-            return _from_array(np.ascontiguousarray(np.asarray(source.convert("RGB"))[..., ::-1]))
+            return _from_array(upright(np.asarray(source.convert("RGB"))[..., ::-1], orientation))
         except (OSError, SyntaxError) as error:
             raise ValueError(f"the PIL image cannot be read: {error}") from error
     kind = f"{type(source).__module__}.{type(source).__name__}"
@@ -73,13 +72,36 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     short = data.startswith(b"RIFF") and len(data) < 8 + int.from_bytes(data[4:8], "little")
     if short or not ends(data):
         raise ValueError(f"{name} is truncated: the end of the image is missing")
+    webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    values = np.frombuffer(data, np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if data.startswith((b"II*\0", b"MM\0*")):  # OpenCV 4.12 and older wrap TIFF's floats around
+            stored = cv2.imdecode(values, cv2.IMREAD_UNCHANGED)
+            if stored is not None and stored.dtype.kind == "f":
+                return _from_array(stored, name)
+        # WebP is turned by OpenCV from 4.13 on, other formats by any.
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION if webp else cv2.IMREAD_COLOR
+        image = cv2.imdecode(values, flags)
     except cv2.error as error:
         raise ValueError(f"{name} cannot be decoded: {error.err}") from error
     if image is None:
         raise ValueError(f"{name} is not an image that OpenCV can decode (JPEG, PNG, WebP, BMP, TIFF, …)")
-    return _from_array(image, name)
+    return _from_array(upright(image, webp_orientation(data)) if webp else image, name)
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An (H, W, 3) image as it is to be seen, in memory in order.
+
+    Args:
+        orientation: EXIF's, 1 to 8; others are as 1.
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def _from_array(image: np.ndarray, name: str = "image") -> np.ndarray:

@@ -185,7 +185,7 @@ def _look(
 def _drawn(image: np.ndarray, faces: Sequence[Face], ids: Sequence[int] | None) -> np.ndarray:
     picture = draw_faces(image, faces)
     for face, number in zip(faces, ids or [], strict=ids is not None):
-        left, bottom = np.clip(face.box[[0, 3]], -FARTHEST, FARTHEST)
+        left, bottom = np.clip(face.box[[0, 3]], -FARTHEST, max(FARTHEST, *picture.shape))
         corner = round(left), round(bottom) + 14
         cv2.putText(picture, str(number), corner, cv2.FONT_HERSHEY_SIMPLEX, 0.5, BOX_COLOR, 1, cv2.LINE_AA)
     return picture

@@ -117,6 +117,21 @@ def test_beyond_the_image_is_black(astronaut: np.ndarray) -> None:
     assert crop[56, 110].min() == 255
 
 
+@pytest.mark.parametrize("size", [112, 2])
+def test_a_panorama_is_cut_as_its_part_is(size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (480, 33000, 3), dtype=np.uint8)
+    face = detected = face_at((0, 20, 10), (320, 240))
+    camera = face.intrinsics.copy()
+    camera[0, 2] += 32000
+    moved_face = replace(detected, box=face.box + np.array([32000, 0, 32000, 0]), intrinsics=camera)
+    part = np.ascontiguousarray(pixels[:, 32000:])
+    for cut in (align_face, upright_face):
+        np.testing.assert_allclose(cut(pixels, moved_face, size), cut(part, face, size), atol=1)
+    for far in (-1e5, 1e5):
+        camera[0, 2] = far
+        assert not align_face(pixels, replace(face, intrinsics=camera), size).any()
+
+
 def test_the_astronaut_is_aligned(astronaut: np.ndarray) -> None:
     face = detect_poses(astronaut)[0]
     away = np.linalg.norm(moved(alignment(face), ASTRONAUT_POINTS) - TEMPLATE, axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -150,6 +151,22 @@ def test_what_is_written_keeps_links_permissions_and_pipes(tmp_path: Path) -> No
     assert pipe.is_fifo()
     write_file(tmp_path / f"{'n' * 250}.txt", b"a name as long as names may be")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_file_whose_place_no_other_takes_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is mounted alone, as ``docker -v out.json:/out.json`` does."""
+
+    def busy(*_: Any) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", "/.partial")
+
+    mounted = tmp_path / "out.json"
+    mounted.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", busy)
+    write_file(mounted, b"new")
+    assert mounted.read_bytes() == b"new"
+    with pytest.raises(OSError, match=r"busy: '.*other\.json'"):
+        write_file(tmp_path / "other.json", b"new")
+    assert list(tmp_path.iterdir()) == [mounted]
 
 
 def test_drawings_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

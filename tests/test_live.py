@@ -862,6 +862,21 @@ def test_a_picture_that_is_held_is_sent_again(
     assert {m["time"] for m in messages} == {0.0}
 
 
+def test_who_comes_back_sees_the_slide_that_stands(
+    tmp_path: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("img2pose_edge.live.capture.HOLD", 0.1)
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        (tmp_path / name).write_bytes(photo)
+    capture = Capture(str(tmp_path), detector, [lambda faces, ids: None], rate=1)
+    with TestClient(server.make_app(capture), base_url=HERE) as client:
+        with client.websocket_connect(CAMERA) as socket:
+            assert next_message(socket)["time"] == 0
+        time.sleep(1.3)
+        with client.websocket_connect(CAMERA) as socket:
+            assert {next_message(socket)["time"] for _ in range(3)} == {1.0}
+
+
 def test_a_path_is_not_told(tmp_path: Path, detector: SharedDetector) -> None:
     (tmp_path / "gone.mp4").write_bytes(b"no video")
     with (
@@ -1247,6 +1262,46 @@ def test_the_page_shows_faces(browser: Any, clip: Path, astronaut: np.ndarray, t
         shown = page.locator("#rate").inner_text()
         expect(page.locator("#rate")).not_to_have_text(shown)  # frames come
         expect(page.locator("#notice")).to_have_text("not now")
+
+
+def test_a_photograph_beyond_the_limits_of_browsers_is_drawn_smaller(
+    browser: Any, clip: Path, detector: SharedDetector, astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    from playwright.sync_api import expect
+
+    picture = np.full((6120, 8160, 3), 255, np.uint8)
+    picture[2000:5072, 4000:7072] = cv2.resize(astronaut, (3072, 3072))
+    with (
+        running(server.make_app(Capture(clip, detector))) as port,
+        opened(browser, f"http://127.0.0.1:{port}/") as page,
+    ):
+        page.uncheck("#boxes")
+        page.uncheck("#axes")
+        page.evaluate(DROP, [list(cv2.imencode(".jpg", picture)[1].tobytes()), "large.jpg"])
+        expect(page.locator("#back")).to_be_visible()
+        with page.expect_download() as download:
+            page.click("#snapshot")
+        download.value.save_as(tmp_path / "snapshot.png")
+    shown = cv2.imread(str(tmp_path / "snapshot.png"))
+    assert shown.shape == (3072, 4096, 3)
+    masked = (np.abs(shown.astype(int) - cv2.resize(picture, (4096, 3072), interpolation=cv2.INTER_AREA)) > 40).any(2)
+    middle = np.argwhere(cv2.erode(masked.astype(np.uint8), np.ones((9, 9), np.uint8))).mean(0)[::-1]
+    box = detector.detect(picture)[0].box * 4096 / 8160
+    assert np.abs(middle - (box[:2] + box[2:]) / 2).max() < 0.15 * (box[2] - box[0])
+
+
+def test_a_connection_that_falls_silent_is_told(browser: Any, clip: Path, detector: SharedDetector) -> None:
+    from playwright.sync_api import expect
+
+    with running(server.make_app(Capture(clip, detector))) as port:
+        page = browser.new_page()
+        opened_sockets: list[Any] = []
+        page.route_web_socket("**/ws*", lambda socket: opened_sockets.append(socket))  # it opens, and answers nothing
+        page.goto(f"http://127.0.0.1:{port}/")
+        expect(page.locator("#notice")).to_have_text("No connection to the server; trying again.", timeout=20000)
+        page.wait_for_timeout(2500)
+        assert len(opened_sockets) > 1
+        page.close()
 
 
 def test_the_page_draws_as_the_lens_does(

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from conftest import ASTRONAUT_BOX
 from img2pose_edge.pose_references import distant_face_box, load_reference, project_face_box
@@ -28,6 +29,7 @@ from img2pose_edge.pose_references import distant_face_box, load_reference, proj
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
 from img2pose_edge.decode import candidates, least_agreeing
 from img2pose_edge.detector import MAX_CANDIDATES, make_faces
+from img2pose_edge.draw import draw_faces
 from img2pose_edge.engines import READERS, load_engine, ort
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
@@ -673,6 +675,42 @@ def test_pil_images_are_turned_as_their_exif_says(astronaut: np.ndarray) -> None
     np.testing.assert_array_equal(load_image(picture), astronaut)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["WEBP", "PNG", "TIFF"])
+def test_files_lie_as_pil_turns_them(kind: str, orientation: int, astronaut: np.ndarray) -> None:
+    picture, file = PIL.Image.fromarray(astronaut[:60, :90, ::-1]), io.BytesIO()
+    exif = PIL.Image.Exif()
+    exif[271], exif[274] = "a maker", orientation
+    picture.save(file, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    stored = PIL.Image.open(file)
+    wanted = np.asarray(PIL.ImageOps.exif_transpose(stored))[..., ::-1]
+    np.testing.assert_array_equal(load_image(file.getvalue()), wanted)
+    np.testing.assert_array_equal(load_image(stored), wanted)
+
+
+@pytest.mark.parametrize("exif", [b"", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0garbage"])
+def test_damaged_metadata_of_webp_turn_nothing(exif: bytes, astronaut: np.ndarray) -> None:
+    file = io.BytesIO()
+    PIL.Image.fromarray(astronaut[..., ::-1]).save(file, "WEBP", lossless=True, exif=exif)
+    np.testing.assert_array_equal(load_image(file.getvalue()), astronaut)
+
+
+def test_an_odd_tag_of_a_pil_image_is_not_written_again(astronaut: np.ndarray) -> None:
+    entries = [(0x112, 3, 1, b"\x06\0\0\0"), (0x128, 7, 1, b"\x02\0\0\0")]  # an orientation; units of unknown type
+    packed = b"".join(tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little") + value
+                      for tag, kind, count, value in entries)  # fmt: skip
+    file = io.BytesIO()
+    turned = PIL.Image.fromarray(astronaut[..., ::-1]).rotate(90, expand=True)
+    turned.save(file, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + packed + bytes(4))
+    np.testing.assert_array_equal(load_image(PIL.Image.open(file)), astronaut)
+
+
+def test_floats_in_tiff_are_refused(astronaut: np.ndarray) -> None:
+    stored = cv2.imencode(".tiff", astronaut.astype(np.float32))[1].tobytes()
+    with pytest.raises(ValueError, match=r"must be uint8 .*, got float32"):
+        load_image(stored)
+
+
 @pytest.mark.parametrize(
     ("size", "wanted"),
     [((1200, 900), (1067, 800)), ((1400, 1300), (862, 800)), ((4000, 3000), (1067, 800)), ((300, 900), (467, 1400))],
@@ -835,6 +873,16 @@ def test_first_calls_at_once_load_one_model(monkeypatch: pytest.MonkeyPatch, ast
         found = list(threads.map(lambda _: len(detect_poses(astronaut, threads=3)), range(4)))
     assert found == [1, 1, 1, 1]
     assert len(made) == 1
+
+
+def test_a_box_far_to_the_right_is_drawn_there() -> None:
+    picture = np.zeros((60, 33000, 3), np.uint8)
+    camera = np.array([[100.0, 0, 32500], [0, 100, 30], [0, 0, 1]])
+    rotation, translation = np.eye(3), np.array([0, 0, 4.0])
+    box = project_face_box(rotation, translation, camera)
+    face = Face(0.9, box, np.array([0, 0, 0, *translation]), rotation, rotation, np.zeros(3), camera)
+    drawn = np.flatnonzero(draw_faces(picture, [face], mask=False).any((0, 2)))
+    assert box[0] - 5 < drawn.min() < drawn.max() < box[2] + 25
 
 
 def test_damaged_metadata_turn_nothing(astronaut: np.ndarray) -> None:

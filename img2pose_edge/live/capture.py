@@ -173,8 +173,10 @@ class Capture:
                 "frames_per_second": round(1 / period, 1) if number else 0.0,
                 **seen,
             }
-            if self.watchers:
-                shown = message, encode(frame.image)
+            # Whoever comes while a picture stands is to see it.
+            stands = not source.live and source.rate < 1 / HOLD
+            shown = (message, encode(frame.image)) if self.watchers or stands else None
+            if shown and self.watchers:
                 self._publish(*shown, taken)
             else:
                 self._shot = None  # whoever comes next shall not see an old picture
@@ -185,7 +187,7 @@ class Capture:
         """Wait for a moment of the monotonic clock, while anybody looks."""
         while (left := until - time.monotonic()) > 0 and self._wanted:
             self._stop.wait(min(left, HOLD))
-            if left > HOLD and shown:
+            if left > HOLD and shown and self.watchers:
                 self._publish(*shown)  # a picture that stands still is no camera that is stuck
 
     def _stream(self, fresh: bool) -> Stream:

@@ -6,6 +6,9 @@ import { token, request } from "./request.js";
 const SIZES = [320, 480, 640, 960, 1280, 1920];
 const MAX_BYTES = 16 * 2 ** 20;
 const FULL = 1013; // the server's reason to close: so many watch already, as it has said
+const SILENT = 10e3; // milliseconds without an answer, which the server gives within 3 s: the connection is lost
+const HELD = 10e3; // milliseconds for which a list that was touched, and perhaps only closed again, is left alone
+const LONGEST = 4096; // pixels of the canvas: browsers have limits of their own, and show nothing beyond
 const REST = 150; // milliseconds for which a control must rest before it is sent: a key that is held changes it often
 const byId = (id) => document.getElementById(id);
 const view = byId("view"), context = view.getContext("2d");
@@ -14,6 +17,7 @@ let reference, heads, socket;
 let shown = null; // what is on the canvas: { message, picture }
 let photograph = null; // file that is shown instead of the camera
 let asked = 0;
+let silence = 0; // timer of the answer that is waited for
 let pending = false; // a frame has been asked for
 let changing = 0; // settings on their way: frames still tell the old ones
 let pulled = null; // the control that the reader holds
@@ -41,11 +45,15 @@ function show(message, picture) {
 function draw() {
   if (!shown) return;
   const { message: { faces, intrinsics, width, height }, picture } = shown;
-  if (view.width !== width || view.height !== height) Object.assign(view, { width, height });
+  const scale = Math.min(1, LONGEST / Math.max(width, height));
+  const size = { width: Math.round(scale * width), height: Math.round(scale * height) };
+  if (view.width !== size.width || view.height !== size.height) Object.assign(view, size);
+  context.setTransform(size.width / width, 0, 0, size.height / height, 0, 0);
   context.drawImage(picture, 0, 0, width, height);
   if (heads && byId("mask").checked && faces.length) {
     context.globalAlpha = 0.7;
-    context.drawImage(heads.drawMask(picture.width, picture.height), 0, 0, width, height);
+    const { width: w, height: h } = picture.width < size.width ? picture : size;
+    context.drawImage(heads.drawMask(w, h), 0, 0, width, height);
     context.globalAlpha = 1;
   }
   const unit = Math.max(width / 900, height / 700, 0.6); // lines as thick on any picture
@@ -107,10 +115,12 @@ function connect(wait = 1000) {
     } catch (error) {
       console.warn(error); // the next one will do
     }
+    clearTimeout(silence);
     pending = false;
     next();
   };
   socket.onclose = ({ code }) => {
+    clearTimeout(silence);
     stopFigures();
     if (!photograph && code !== FULL) notice("No connection to the server; trying again.");
     setTimeout(() => start(Math.min(2 * wait, 8000)), wait);
@@ -122,6 +132,12 @@ function next() {
   pending = true;
   asked = performance.now();
   socket.send("next");
+  const { onclose } = socket;
+  silence = setTimeout(() => { // a closing handshake would wait for an answer, too
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+    onclose({});
+  }, SILENT);
 }
 
 async function showFrame(message, jpeg) {
@@ -257,7 +273,14 @@ byId("score_threshold").oninput = ({ target }) => {
 // A slider that was let go of where it was, and a list that is closed as it was, change nothing.
 byId("score_threshold").onpointerup = byId("score_threshold").onblur = () => (pulled = null);
 for (const control of controls.filter(({ tagName }) => tagName === "SELECT")) {
-  control.onpointerdown = control.onkeydown = () => (pulled = control);
+  let left;
+  control.onpointerdown = control.onkeydown = () => {
+    pulled = control;
+    clearTimeout(left);
+    left = setTimeout(() => {
+      if (pulled === control) pulled = null;
+    }, HELD);
+  };
   control.onblur = () => (pulled = null);
 }
 for (const id of ["boxes", "axes", "mask"]) byId(id).onchange = draw;
