@@ -265,3 +265,10 @@ def test_the_loop_logs_what_the_teacher_taught(tiny_data: Path, tmp_path: Path) 
         train(tiny_data, tmp_path / "full", full, workers=0)
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         train(tiny_data, tmp_path / "none", TrainOptions(**{**vars(options), "teacher": ("none.pt",)}), workers=0)
+
+
+def test_a_damaged_detector_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "scrfd.onnx"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"scrfd\.onnx is not SCRFD with five points"):
+        load_teacher(path, CPU)
