@@ -62,7 +62,7 @@ def colors(results: Sequence[Result]) -> dict[str, str]:
 def draw_panel(
     axes: Axes, results: Sequence[Result], palette: dict[str, str], title: str, place: Place, larger_is_better: bool
 ) -> None:
-    """Every contender as a point; those that none beats in both are joined, numbered, and named in the free corner."""
+    """Every contender as a point; those that none beats in both are joined, numbered, and named where there is room."""
     points = [(r, read(r, whole_call()), read(r, place)) for r in results]
     shown = [(r, time, value) for r, time, value in points if time is not None and value is not None]
     for result, time, value in shown:
@@ -78,16 +78,8 @@ def draw_panel(
         axes.annotate(str(number), (time, value), xytext=above, textcoords="offset points", fontsize=7, weight="bold")
         lost = None if larger_is_better else read(result, missed(place))
         names.append(f"{number}  {label(result)}, {result['size']}" + (f" ({lost:.0f} missed)" if lost else ""))
-    axes.annotate(
-        "\n".join(names),
-        (0.98, 0.02 if larger_is_better else 0.98),
-        xycoords="axes fraction",
-        horizontalalignment="right",
-        multialignment="left",
-        verticalalignment="bottom" if larger_is_better else "top",
-        fontsize=7,
-        linespacing=1.4,
-    )
+    unseen = [Line2D([], [], linestyle="") for _ in names]
+    axes.legend(unseen, names, fontsize=7, handlelength=0, handletextpad=0, framealpha=0.5, edgecolor="none")
     axes.set_xscale("log")
     axes.margins(x=0.15, y=0.1)
     low, high = axes.get_xlim()
