@@ -170,16 +170,18 @@ def check_artefact(network: nn.Module, path: Path, images: Sequence[np.ndarray] 
     shown = photographs() if images is None else images
     if not len(shown):
         raise ValueError("a model is compared with torch on photographs, got none")
-    reference, first = torch_detector(network, path), shown[0]
+    reference = torch_detector(network, path)
     found = {}
     for engine in READERS[path.suffix]:
         if not installed(engine):
             continue
+        first = shown[0]  # one that cannot be read is not the engine's fault
         try:
             detector = PoseDetector(path, engine=engine, threads=1)
             detector.detect(first)
         except Exception as error:  # every engine has kinds of its own for operators it lacks
             raise ValueError(f"{engine} cannot run {path.name}: {error}") from error
+        del first  # of many photographs one at a time is held
         found[engine] = compare(reference, detector, shown)
         seen = found[engine].faces > 0
         if not seen and detector.model.has_proposals:
