@@ -96,7 +96,7 @@ def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None
     rows = []
     with require(path).open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it, too
         reader = csv.DictReader(file)
-        for row in reader:
+        for row in rows_of(reader, path):
             try:
                 numbers = {name: float(row[name]) for name in columns}
                 if not np.isfinite(list(numbers.values())).all():
@@ -107,6 +107,14 @@ def read_labels(path: Path, columns: tuple[str, ...], problems: list[str] | None
             except (ValueError, KeyError, TypeError) as error:
                 raise_or_add(f"{path}, line {reader.line_num}: {error!r}", problems, error)
     return rows
+
+
+def rows_of(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table; ``ValueError``, naming file and line, where it is no text, or no table, from there on."""
+    try:
+        yield from reader
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
 def read_images(
@@ -135,7 +143,9 @@ def read_images(
         listed = {root / record["image"] for record in records}
         beside = {p for folder in {path.parent for path in listed} if folder.is_dir() for p in folder.iterdir()}
         extra = sorted(p for p in beside - listed if is_image(p))
-        problems += [f"{label}: {path} has no label" for path in extra]
+        if extra:
+            more = f", and {len(extra) - 1} images more have none" if len(extra) > 1 else ""
+            problems.append(f"{label}: {extra[0]} has no label{more}")
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:
@@ -183,12 +193,14 @@ def wider_records(root: Path, problems: list[str] | None = None) -> list[dict[st
     listing = root / "ground_truth.jsonl"
     if listing.exists():
         found = []
-        for number, line in enumerate(listing.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(listing.read_bytes().splitlines(), 1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
                 boxes = np.array(record["boxes_xywh"], float).reshape(-1, 4)
                 listed = [index for subset in SUBSETS for index in record[subset]]
-                if not np.isfinite(boxes).all() or any(not 0 <= index < len(boxes) for index in listed):
+                if not np.isfinite(boxes).all() or any(index not in range(len(boxes)) for index in listed):
                     raise ValueError("its boxes are not finite, or not those that it counts")
                 record["image"] + ""
                 found.append(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import queue
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,7 @@ from img2pose_edge.progress import track
 
 INTERRUPTED = "what had not been measured when it was interrupted"
 """What is missing of a benchmark that Ctrl-C ended."""
+logger = logging.getLogger(__name__)
 PACKAGES = ("img2pose-edge", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "ai-edge-litert")
 
 
@@ -51,7 +53,8 @@ class BenchOptions:
     """What to measure.
 
     ``models``: ours, names or paths; empty means the bundled ones. ``sizes``: longest sides of the networks' input.
-    ``threads``, ``faces``: numbers of them, each of which is timed. ``rounds``: turns of each contender.
+    ``threads``, ``faces``: numbers of them, each of which is timed; threads are 1 and, where there are two cores, 2 if
+    none are named. ``rounds``: turns of each contender.
     ``data``: folder of the evaluation sets, ``peers``: of the peers' models, ``mediapipe``: a Python interpreter that
     has MediaPipe, scikit-image and this package; without them that part is left out.
 
@@ -62,7 +65,7 @@ class BenchOptions:
 
     models: tuple[str, ...] = ()
     sizes: tuple[int, ...] = (640, 320)
-    threads: tuple[int, ...] = (1, 2)
+    threads: tuple[int, ...] = field(default_factory=lambda: tuple(range(1, len(choose_cores()[:2]) + 1)))
     faces: tuple[int, ...] = FACE_COUNTS
     rounds: int = 15
     data: Path | None = None
@@ -91,7 +94,10 @@ class BenchOptions:
         for threads in self.threads:
             if threads < 1:
                 raise ValueError(f"threads must be at least 1, got {threads}")
-            choose_cores(threads)
+            try:
+                choose_cores(threads)
+            except ValueError as error:
+                raise ValueError(f"threads: {error}") from error
         for name, numbers in (("threads", self.threads), ("faces", self.faces)):
             if 1 not in numbers:
                 raise ValueError(f"{name} must hold 1, which the summary is about, got {', '.join(map(str, numbers))}")
@@ -124,6 +130,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
     twice = [name for name, count in Counter(c.name for c in contenders).items() if count > 1]
     if twice:
         raise ValueError(f"models need file names of their own to be told apart: there are several of {twice[0]}")
+    for line in missing:
+        logger.warning("will not be measured: %s", line)  # an hour before the report says so
     pythons = {"mediapipe": options.mediapipe}
     began, load = datetime.now(timezone.utc), load_before()
     latency: dict[str, dict[str, dict[str, Any]]] = {}
@@ -173,6 +181,7 @@ def measure_accuracy(
             sets.append(name)
         else:
             missing.append(f"{name}: no folder {data / folder}")
+    running: set[Process] = set()
     cores: queue.Queue[list[int]] = queue.Queue()
     for core in choose_cores():
         cores.put([core])
@@ -185,6 +194,7 @@ def measure_accuracy(
         problems: list[str] = []
         try:
             with Process(contender, pythons.get(contender.engine, sys.executable), 1, core) as process:
+                running.add(process)
                 process.load()
                 for name in names:
                     answer = process.ask("evaluate", limit=EVALUATION_LIMIT, data=str(data), name=name)
@@ -212,6 +222,9 @@ def measure_accuracy(
                     found[_same(contender, name)] = {**values, "measured": contender.name} if values else {}
     except KeyboardInterrupt:
         missing.append(INTERRUPTED)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):  # it may have hours to go, and hears of Ctrl-C only in a terminal
+            process.kill()
     finally:
         pool.shutdown(cancel_futures=True)
     figures: dict[str, dict[str, dict[str, Any]]] = {}

@@ -24,6 +24,9 @@ FIGURES: dict[str, Place] = {
 RATIOS = ("ms", "network ms", "peak MB")
 """Of these the ratio is shown, of the rest the difference."""
 
+MACHINE = ("processor", "architecture", "cores", "system", "python")
+"""What a document tells of its machine beside its load and its packages."""
+
 
 def load_document(path: Path) -> dict[str, Any]:
     """A document that ``bench`` wrote.
@@ -63,7 +66,6 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
         if counts[0] and counts[1] and counts[0] != counts[1]:
             told = ", then ".join("/".join(f"{n:.0f}" for n in sorted(filter(None, c))) for c in counts)
             lines.append(f"accuracy is of other pictures: {' '.join(place)} {told}")
-    machines = [d["machine"]["processor"] for d in (before, after)]
     versions = [d["machine"].get("versions", {}) for d in (before, after)]
     for package in sorted({*versions[0], *versions[1]}):
         old, new = (v.get(package, "none") for v in versions)
@@ -74,8 +76,13 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> str:
             lines.append(f"the machine was not idle when the {which} began, so its times say less")
     if before.get("missing", []) != after.get("missing", []):
         lines.append("not the same was missing: see the end of each report")
-    if machines[0] != machines[1]:
-        lines.append(f"measured on different machines, so times say little: {machines[0]}; {machines[1]}")
+    of_both = [{k: d["machine"].get(k) for k in MACHINE} | {"image": d.get("image")} for d in (before, after)]
+    differ = [f"{k} {of_both[0][k]}, then {of_both[1][k]}" for k in of_both[0] if of_both[0][k] != of_both[1][k]]
+    if differ:
+        lines.append(f"measured on different machines or images, so times say little: {'; '.join(differ)}")
+    changed = [name for name in both if first[name].get("sha256") != second[name].get("sha256")]
+    if changed:
+        lines.append(f"other files than then: {', '.join(changed)}")
     return "\n".join(lines)
 
 

@@ -140,7 +140,10 @@ def our_contenders(models: Sequence[str], sizes: Sequence[int], missing: list[st
         except (OSError, ValueError) as error:
             missing.append(str(error))
             continue
-        for engine in READERS.get(model.path.suffix, ()):
+        engines = READERS.get(model.path.suffix, ())
+        if not engines:
+            missing.append(f"{named}: no engine reads {model.path.suffix}, but {', '.join(READERS)}")
+        for engine in engines:
             if not installed(engine):
                 missing.append(f"{named} in {engine}: it is not installed")
                 continue

@@ -16,7 +16,7 @@ BIWI_MAE: Place = ("accuracy", "biwi", "local_mae")
 
 def was_busy(machine: dict[str, Any]) -> bool:
     """Whether other work ran on the machine of a benchmark when that began, so that times are too long."""
-    return bool(machine.get("load_before", 0.0) > 0.3 * (machine.get("cores") or 1))
+    return bool((machine.get("load_before") or 0.0) > 0.3 * (machine.get("cores") or 1))
 
 
 def read(result: Result, place: Place) -> float | None:
@@ -63,7 +63,7 @@ def missed(place: Place) -> Place:
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table, its first row the head."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
 def label(result: Result) -> str:

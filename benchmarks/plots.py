@@ -50,6 +50,11 @@ def pareto(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
     return front
 
 
+def drawn(name: str) -> str:
+    """A name as matplotlib draws it: dollars begin no formula, and what is no text is question marks."""
+    return name.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
 def colors(results: Sequence[Result]) -> dict[str, str]:
     """Of each network: warm ones for ours."""
     chosen: dict[str, str] = {}
@@ -77,7 +82,7 @@ def draw_panel(
         above = (-3, 7 * sign - 3)
         axes.annotate(str(number), (time, value), xytext=above, textcoords="offset points", fontsize=7, weight="bold")
         lost = None if larger_is_better else read(result, missed(place))
-        names.append(f"{number}  {label(result)}, {result['size']}" + (f" ({lost:.0f} missed)" if lost else ""))
+        names.append(f"{number}  {drawn(label(result))}, {result['size']}" + (f" ({lost:.0f} missed)" if lost else ""))
     unseen = [Line2D([], [], linestyle="") for _ in names]
     axes.legend(unseen, names, fontsize=7, handlelength=0, handletextpad=0, framealpha=0.5, edgecolor="none")
     axes.set_xscale("log")
@@ -99,7 +104,7 @@ def draw_overview(results: Sequence[Result]) -> Figure:
         draw_panel(figure.add_subplot(1, len(PANELS), number), results, colors(results), *panel)
 
     def entry(name: str, marker: str, color: str, fill: str) -> Line2D:
-        return Line2D([], [], color=color, marker=marker, markerfacecolor=fill, linestyle="", label=name)
+        return Line2D([], [], color=color, marker=marker, markerfacecolor=fill, linestyle="", label=drawn(name))
 
     own = {r["network"] for r in results if r["ours"]}
     legend = [entry(n, "o", c, c if n in own else "none") for n, c in colors(results).items()]
@@ -128,7 +133,7 @@ def draw_lines(
         style |= {"marker": "o" if result["ours"] else ".", "markersize": 5}
         style |= {"alpha": 0.45} if result["pose"] == "b66" else {}
         numbers = [math.nan if v is None else v for v in values]
-        axes.plot(list(places), numbers, color=palette[result["network"]], label=label(result), **style)
+        axes.plot(list(places), numbers, color=palette[result["network"]], label=drawn(label(result)), **style)
     if not axes.lines:
         return None
     if log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,12 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
     """Write the page, and beside it ``.json`` (everything), ``.png`` (the overview) and ``.md`` (the short table)."""
     results = document["results"]
     data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
-    write_file(page.with_suffix(".json"), data)  # first: drawing may fail, and measuring took long
+    try:
+        write_file(page.with_suffix(".json"), data)  # first: drawing may fail, and measuring took long
+    except OSError as error:  # the disk has filled meanwhile
+        kept = Path(tempfile.mkdtemp()) / page.with_suffix(".json").name
+        write_file(kept, data)
+        raise OSError(error.errno, f"{error.strerror}; what was measured is in {kept}", error.filename) from error
     rows = [long_row(result) for result in results]
     template = resources.files("img2pose_edge.benchmarks").joinpath("report.html.jinja").read_text(encoding="utf-8")
     overview = draw_overview(results)
@@ -139,9 +145,9 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
         )
     )
     contents = {
-        page: text.encode(),
+        page: text.encode("utf-8", "replace"),  # names of files need not be text
         page.with_suffix(".png"): picture(overview, "png"),
-        page.with_suffix(".md"): (short_table(document) + "\n").encode(),
+        page.with_suffix(".md"): (short_table(document) + "\n").encode("utf-8", "replace"),
     }
     for path, data in contents.items():
         write_file(path, data)

@@ -84,6 +84,11 @@ def choose_photos(wider: Path, count: int) -> list[Path]:
         heights = np.array(record["boxes_xywh"]).reshape(-1, 4)[:, 3] * 640 / record["width"]
         if 1 <= len(heights) <= MOST_FACES and heights.min() >= SMALLEST and record["width"] >= record["height"]:
             suitable.append(wider / record["image"])
+    if not suitable:
+        raise ValueError(
+            f"{wider} has no photograph to move over: of 1 to {MOST_FACES} faces, {SMALLEST:.0f} pixels high "
+            "at a width of 640, and no higher than wide"
+        )
     if not 1 <= count <= len(suitable):
         raise ValueError(f"pictures must be 1 to {len(suitable)}, got {count}")
     return [suitable[i] for i in np.linspace(0, len(suitable) - 1, count).round().astype(int)]

@@ -86,7 +86,8 @@ def compare(reference: PoseDetector, other: PoseDetector, images: Iterable[np.nd
     alone, maps = 0, []
     for image in images:
         seen = [detector.network_input(image)[0] for detector in (reference, other)]
-        if not reference.model.has_proposals and seen[0].shape == seen[1].shape:
+        proposals = reference.model.has_proposals or other.model.has_proposals
+        if not proposals and seen[0].shape == seen[1].shape:
             first, second = ([m.copy() for m in d.run_network(seen[0])] for d in (reference, other))
             maps += [np.abs(a - b).max() for a, b in zip(first, second, strict=True)]
         faces = reference.detect(image), other.detect(image)

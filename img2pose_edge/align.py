@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.pose_references import load_reference, project_face_box
 from img2pose_edge.preprocess import load_image
 
@@ -100,6 +100,7 @@ def upright_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: floa
 
 
 def _check(face: Face, size: int, margin: float) -> None:
+    check_type([face])
     if not np.isfinite(face.pose).all():
         raise ValueError(f"the face has no finite pose: {face.pose}")
     if not isinstance(size, (int, np.integer)) or not 0 < size <= MOST:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge import geometry
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.pose_references import load_reference
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ def undistort_face(face: Face, calibration: Calibration) -> Face:
     Raises:
         ValueError: if half the face is where the distortion cannot be inverted (:func:`undistort_points`).
     """
+    check_type([face])
     camera = calibration.intrinsics
     # The local pose is what the image shows, whichever camera it was told in.
     local_pose = geometry.camera_to_local(face.rotation, face.translation, face.intrinsics)

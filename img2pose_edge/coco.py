@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.files import write_file
 
 PARTS = {
@@ -42,6 +42,7 @@ def to_coco(images: Iterable[Pictured]) -> dict[str, Any]:
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name, (width, height), faces in images:
+        check_type(faces)
         pictures.append({"id": len(pictures) + 1, "file_name": str(name), "width": int(width), "height": int(height)})
         for annotation in (_annotation(face, width, height) for face in faces):
             known = {"id": len(annotations) + 1, "image_id": len(pictures), "category_id": 1, "iscrowd": 0}
@@ -68,7 +69,7 @@ def _annotation(face: Face, width: int, height: int) -> dict[str, Any]:
         "area": round(across * down, 2),
         "keypoints": keypoints,
         "num_keypoints": len(points),
-        "score": round(face.score, 4),
+        "score": round(float(face.score), 4),
         "attributes": {
             "pitch": round(face.pitch, 3),
             "yaw": round(face.yaw, 3),

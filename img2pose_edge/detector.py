@@ -113,7 +113,7 @@ class PoseDetector:
     def _fraction(name: str, value: float | None, default: float) -> float:
         if value is None:
             return default
-        if not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
         return float(value)
 
@@ -355,7 +355,7 @@ def detect_poses(
     """Every face of an image with its 6DoF pose, best first.
 
     The model is loaded at the first call and shared by all later ones with the same ``model`` (until its file changes),
-    ``engine`` and ``threads``. Arguments and errors are those of :class:`PoseDetector` and
+    ``engine`` and ``threads``. Arguments (all but ``engine_options``) and errors are those of :class:`PoseDetector` and
     :func:`img2pose_edge.preprocess.load_image`.
 
     Examples:

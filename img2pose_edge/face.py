@@ -69,7 +69,7 @@ class Face:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON."""
         return {
-            "score": round(self.score, 4),
+            "score": round(float(self.score), 4),
             "box": self.box.round(2).tolist(),
             "pose": self.pose.round(5).tolist(),
             "rotation": self.rotation.round(6).tolist(),
@@ -125,6 +125,7 @@ def looking_at_camera(face: Face) -> float:
         wherever in the picture it is: 0 faces the camera, 90 is a profile or looks straight up or down. It is the
         head's direction; where the eyes look in it is not known.
     """
+    check_type([face])
     # The ray to the camera is the local frame's -z, whatever the intrinsics.
     x, y, z = face.local_rotation[:, 2]
     return float(np.degrees(np.arctan2(np.hypot(x, y), z)))

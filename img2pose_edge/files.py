@@ -22,9 +22,9 @@ def write_file(path: Path, data: bytes, sync: bool = False) -> None:
         sync: wait until the disk has it, so that a machine without power loses neither content: of hours of work.
     """
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        write_in_place(path, data)
         return
-    path = path.resolve()
+    path = real(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
     try:
@@ -39,10 +39,23 @@ def write_file(path: Path, data: bytes, sync: bool = False) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EACCES, errno.EPERM) or not path.is_file():
             raise OSError(error.errno, error.strerror, str(path)) from error
-        path.write_bytes(data)
+        write_in_place(path, data)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:  # of a full device it does not tell which
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def real(path: Path) -> Path:
+    """The absolute path without links; of links that go round in a circle one of them, where ``Path.resolve`` raises
+    (before Python 3.13) what is no ``OSError``."""
+    return Path(os.path.realpath(path))
 
 
 def check_writable(path: Path) -> None:
@@ -53,14 +66,14 @@ def check_writable(path: Path) -> None:
         return  # a device, or a pipe that would wait for its reader
     new = not_yet(path)
     try:
-        open_to_write(path.resolve(), "ab").close()
+        open_to_write(real(path), "ab").close()
     finally:
         remove(new)
 
 
 def not_yet(path: Path) -> list[Path]:
     """What writing a file would make: it and the folders above it that are not there, the innermost first."""
-    path = path.resolve()
+    path = real(path)
     return [place for place in (path, *path.parents) if not place.exists()]
 
 

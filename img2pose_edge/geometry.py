@@ -561,4 +561,8 @@ def solve_pnp(points: np.ndarray, pixels: np.ndarray, intrinsics: np.ndarray) ->
     if not found:
         raise ValueError("solve_pnp: no pose explains these pixels")
     rotvec, translation = cv2.solvePnPRefineLM(points, pixels, intrinsics, np.empty(0), rotvec, translation)
-    return np.concatenate([rotvec.ravel(), translation.ravel()])
+    pose = np.concatenate([rotvec.ravel(), translation.ravel()])
+    # What OpenCV makes of points or pixels that coincide is no number, or as far away as numbers go.
+    if not np.isfinite(pose).all() or not 0 < pose[5] < 1e9:
+        raise ValueError("solve_pnp: no pose explains these pixels")
+    return pose

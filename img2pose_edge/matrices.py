@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.geometry import FACE_UNIT_MM, check_intrinsics
 
 FRAMES = {"opencv": np.diag([1.0, 1, 1, 1]), "opengl": np.diag([1.0, -1, -1, 1])}
@@ -34,6 +34,7 @@ def model_view(face: Face, frame: str = "opencv", unit: str = "mm") -> np.ndarra
     Raises:
         ValueError: if frame or unit is none of these.
     """
+    check_type([face])
     if frame not in FRAMES:
         raise ValueError(f"frame must be {' or '.join(FRAMES)} (three.js: opengl), got {frame!r}")
     if unit not in UNITS:

@@ -53,9 +53,10 @@ def load_image(source: Any) -> np.ndarray:
         return decode_image(bytes(source), f"image bytes ({len(source)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         orientation = 1
-        with suppress(Exception):  # metadata that are damaged, in whatever way, turn nothing
-            orientation = source.getexif().get(ORIENTATION, 1)
         try:
+            source.load()  # first: PIL turns a TIFF while it loads, and drops its tag
+            with suppress(Exception):  # metadata that are damaged, in whatever way, turn nothing
+                orientation = source.getexif().get(ORIENTATION, 1)
             if source.mode[0] in "IF":  # 16 or 32 bits, which converting would clip
                 return _from_array(np.asarray(source))
             return _from_array(upright(np.asarray(source.convert("RGB"))[..., ::-1], orientation))

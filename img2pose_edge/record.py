@@ -17,7 +17,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, FARTHEST, draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.fast import FastDetector
-from img2pose_edge.files import not_yet, open_to_write, remove
+from img2pose_edge.files import not_yet, open_to_write, real, remove
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter, table_suffix
@@ -122,7 +122,7 @@ def check_paths(paths: Sequence[Path], source: Source) -> None:
     Raises:
         ValueError: naming them.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({real(path) for path in paths}) < len(paths):
         raise ValueError(f"each output needs a file of its own, got {', '.join(map(str, paths))}")
     for path in paths:
         source.refuse(path)

@@ -6,14 +6,20 @@ import csv
 import errno
 import io
 import json
+import operator
 import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from img2pose_edge.detections import check_ids
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.files import open_to_write
 
 COLUMNS = (
@@ -28,14 +34,41 @@ SUFFIXES = (".csv", ".jsonl")
 Row = dict[str, Any]
 
 
+def open_alone(path: Path) -> BinaryIO:
+    """A file to write to from its beginning, locked, so that the rows of two programs do not mingle in it.
+
+    Raises:
+        OSError: naming it, if it cannot be written, or another :class:`RowWriter` has it open.
+    """
+    file = open_to_write(path, "ab")  # emptied once it is known to be ours
+    if not path.is_file():  # a pipe
+        return file
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise OSError(f"cannot write {path}: another program is writing it") from error
+    except OSError:  # a file system without locks
+        pass
+    file.seek(0)
+    file.truncate()
+    return file
+
+
 def face_row(
     face: Face, image: str | None = None, frame: int | None = None, time: float | None = None, id: int | None = None
 ) -> Row:
-    """One face as plain numbers, keys and units those of :data:`COLUMNS`; what is not known is None."""
+    """One face as plain numbers, keys and units those of :data:`COLUMNS`; what is not known is None.
+
+    Raises:
+        TypeError: if it is no face, or frame or id is no whole number.
+    """
+    check_type([face])
     numbers = (
         *face.box.round(2), *face.angles.round(3), *face.pose[:3].round(6), *face.translation_mm.round(2)
     )  # fmt: skip
-    frame, id = (None if number is None else int(number) for number in (frame, id))  # numpy's, too
+    frame, id = (None if number is None else operator.index(number) for number in (frame, id))  # numpy's, too
     time = None if time is None else float(time)
     values = (image, frame, time, id, round(float(face.score), 4), *map(float, numbers))
     return dict(zip(COLUMNS, values, strict=True))
@@ -55,11 +88,11 @@ class RowWriter:
 
         Raises:
             ValueError: for another suffix.
-            OSError: if it cannot be written.
+            OSError: if it cannot be written, or another writer has it open (where the system can tell).
         """
         path = Path(path)
         self._csv = table_suffix(path) == ".csv"
-        self._file = open_to_write(path)
+        self._file = open_alone(path)
         if self._csv:
             self._append(",".join(COLUMNS) + "\n")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from img2pose_edge.detections import check_ids
-from img2pose_edge.face import Face
+from img2pose_edge.face import Face, check_type
 from img2pose_edge.tracking import PATIENCE
 
 logger = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class MainHead:
 
 def opentrack_pose(face: Face) -> np.ndarray:
     """(6,) x, y, z in centimetres, yaw, pitch, roll in degrees, with the signs of :class:`OpenTrackSender`."""
+    check_type([face])
     r = face.rotation
     x, y, z = face.translation_mm / 10
     # R = Ry(yaw) Rx(-pitch) Rz(roll), where 300W-LP's angles have pitch before yaw.
@@ -163,6 +164,7 @@ class OscSender:
         from pythonosc.osc_bundle_builder import IMMEDIATELY, OscBundleBuilder
         from pythonosc.osc_message_builder import build_msg
 
+        check_type(faces)
         check_ids(faces, ids)
         with self._lossy:
             self._client.send_message("/faces", len(faces))

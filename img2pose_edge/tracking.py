@@ -105,6 +105,10 @@ class PoseTracker:
         Raises:
             ValueError: naming the option that is wrong.
         """
+        numbers = {"sure_score": sure_score, "patience": patience, "min_cutoff": min_cutoff}
+        for name, value in (numbers | {"speed_slope": speed_slope, "speed_cutoff": speed_cutoff}).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not 0 <= sure_score <= 1:
             raise ValueError(f"sure_score must be between 0 and 1, got {sure_score!r}")
         for name, value in (("min_cutoff", min_cutoff), ("speed_cutoff", speed_cutoff)):

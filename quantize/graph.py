@@ -237,13 +237,15 @@ def quantize_checkpoint(
         a checkpoint (weights, steps and where it comes from) that :func:`load_quantized` takes.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing, not of an edge network, quantized already, or there are no
-            pictures, or fewer steps than none.
+        FileNotFoundError, ValueError: if it is missing, not of an edge network, quantized already, a float layer is
+            unknown, or there are no pictures, or fewer steps than none.
     """
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}")
     state, network = load_network(checkpoint)
-    network, shown = edge_network(network, state, checkpoint), list(pictures)
+    network = edge_network(network, state, checkpoint)
+    check_layers(network, float_layers)
+    shown = list(pictures)
     chosen = np.unique(np.linspace(0, len(shown) - 1, min(CALIBRATED, len(shown))).round().astype(int))
     graph = calibrated(network, [shown[i] for i in chosen], float_layers)
     if steps:

@@ -53,9 +53,10 @@ def sensitivities(checkpoint: Path, pictures: Iterable[np.ndarray]) -> list[Sens
         FileNotFoundError, ValueError: if the checkpoint is missing or not of an edge network, or the pictures show no
             face.
     """
-    shown = list(pictures)
     state, network = load_network(checkpoint)
-    folded = equalized(edge_network(network, state, checkpoint), shown)
+    network = edge_network(network, state, checkpoint)
+    shown = list(pictures)
+    folded = equalized(network, shown)
     graph = calibrate(prepare(copy.deepcopy(folded)), shown)
     rounding = [m for m in graph.modules() if isinstance(m, FakeQuantize)]
     for module in rounding:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from img2pose_edge.benchmarks.latency import ContenderError, Process, time_conte
 from img2pose_edge.benchmarks.macs import count_macs
 from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.benchmarks.plots import pareto
-from img2pose_edge.benchmarks.report import short_table
+from img2pose_edge.benchmarks.report import short_table, write_report
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
 from img2pose_edge.benchmarks.worker import Worker
 
@@ -101,6 +104,12 @@ def test_two_benchmarks_are_compared(tmp_path: Path, capsys: Capture) -> None:
     assert "only in the first: edge-s" in text
     assert "only in the second: YuNet" in text
     assert "different machines" in text
+    assert "processor one, then two" in text
+    other = document({**result("edge-n", 8, 0.7), "sha256": {"edge-n.onnx": "b"}})
+    other["machine"] |= {"cores": 64, "load_before": None}
+    text = compare_documents(load_document(files[0]), other)
+    assert "cores None, then 64" in text
+    assert "other files than then: edge-n onnxruntime" in text
     files[0].write_text("[]")
     assert main(["bench", "--compare", *map(str, files)]) == 1
     assert "a.json is not what `img2pose-edge bench` writes" in capsys.readouterr().err
@@ -281,6 +290,76 @@ def test_interrupted_accuracy_keeps_the_contenders_before(
     assert INTERRUPTED in missing
 
 
+def test_an_interrupt_of_this_process_alone_ends_those_that_measure(
+    evaluation_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contenders = [c for c in our_contenders(("edge-n",), (320,), []) if c.engine == "onnxruntime"]
+    asked = threading.Event()
+
+    def ask(process: Process, what: str, **_: Any) -> dict[str, Any]:
+        if what == "evaluate":
+            asked.set()
+            process._process.wait(60)  # as if it took hours
+            raise ContenderError("killed")
+        return {}
+
+    def interrupt(items: list[Any], _: str) -> Iterator[Any]:
+        assert asked.wait(60)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(Process, "ask", ask)
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.track", interrupt)
+    missing: list[str] = []
+    began = time.monotonic()
+    measure_accuracy(contenders, evaluation_data, {}, missing)
+    assert INTERRUPTED in missing
+    assert time.monotonic() - began < 50
+
+
+def test_what_was_measured_is_shown_and_kept_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    done = document(result("edge-n", 5, 0.7))
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.run_bench", lambda _: done)
+    (tmp_path / "r.json").symlink_to("/dev/full")
+    assert main(["bench", "--report", str(tmp_path / "r.html")]) == 1
+    told = capsys.readouterr()
+    assert "**edge-n fp32**" in told.out
+    kept = re.search(r"what was measured is in (\S+r\.json)", told.err)
+    assert kept
+    assert json.loads(Path(kept[1]).read_text()) == done
+    shutil.rmtree(Path(kept[1]).parent)
+
+
+def test_names_are_drawn_and_tabled_whatever_they_hold(tmp_path: Path) -> None:
+    one = {**result("edge-n", 5, 0.7), "network": "q$\\foo$|\udce9"}
+    done = document(one)
+    done |= {"date": "today", "command": "bench", "image": "640x480"}
+    done["machine"] |= {"cores": 2, "versions": {}}
+    write_report(done, tmp_path / "r.html")
+    rows = (tmp_path / "r.md").read_text(encoding="utf-8").splitlines()
+    assert "q$\\foo$\\|?" in rows[2]
+    assert (tmp_path / "r.png").stat().st_size > 10_000
+
+
+def test_models_that_no_engine_reads_are_missing(tmp_path: Path) -> None:
+    for suffix in (".onnx", ".json"):
+        shutil.copy(MODELS / f"edge-n{suffix}", tmp_path / f"mine{suffix}")
+    (tmp_path / "mine.onnx").rename(tmp_path / "mine.ONNX")
+    missing: list[str] = []
+    assert our_contenders([str(tmp_path / "mine.ONNX")], [640], missing) == []
+    assert "no engine reads .ONNX" in missing[0]
+
+
+def test_as_many_threads_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("img2pose_edge.benchmarks.bench.choose_cores", lambda threads=None: [0][:threads])
+    assert BenchOptions().threads == (1,)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="threads: 4096 threads need as many cores"):
+        BenchOptions(threads=(4096,))
+
+
 def test_a_contender_whose_process_dies_is_named(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("#!/bin/sh\necho out of luck >&2\n")
     (tmp_path / "python").chmod(0o755)
@@ -359,11 +438,17 @@ def test_tables_are_read_as_spreadsheets_write_them(evaluation_data: Path) -> No
     table.write_text("pan_deg,image\n30\n")
     with pytest.raises(ValueError, match=r"labels.csv, line 2: .*it names no image"):
         read_labels(table, ("pan_deg",), None)
+    table.write_bytes("pan_deg,image\n30,é.png\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels.csv, after line \d: .*can't decode"):
+        read_labels(table, ("pan_deg",), [])
+    table.write_text(f'pan_deg,image\n30,"{"x" * 200_000}\n')
+    with pytest.raises(ValueError, match=r"labels.csv, after line \d: field larger"):
+        read_labels(table, ("pan_deg",), None)
 
 
 def test_a_damaged_row_costs_itself_alone(evaluation_data: Path) -> None:
     truth = evaluation_data / "wider" / "ground_truth.jsonl"
-    truth.write_text(truth.read_text() + '\n{"image": \n{"image": "x.png", "boxes_xywh": [], "easy": [3]}\n')
+    truth.write_text(truth.read_text() + '\n\n{"image": \n{"image": "x.png", "boxes_xywh": [], "easy": [3]}\n')
     table = evaluation_data / "pointing04" / "labels.csv"
     table.write_text(table.read_text() + "one.png,x\none.png,nan\n")
     missing: list[str] = []

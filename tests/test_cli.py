@@ -19,8 +19,9 @@ import pytest
 
 from img2pose_edge import PoseDetector, read_calibration, undistort_face
 from img2pose_edge.cli import main
-from img2pose_edge.commands.images import write_picture
+from img2pose_edge.commands.images import find_images, write_picture
 from img2pose_edge.files import check_writable, write_file
+from img2pose_edge.manifest import MODELS
 from img2pose_edge.preprocess import load_image
 
 
@@ -291,6 +292,68 @@ def test_drawings_of_last_time_are_no_photographs(folder: Path, tmp_path: Path) 
     assert count >= 1
     assert main(["detect", str(drawn), "--json", str(found)]) == 0, "unless they are asked for"
     assert len(json.loads(found.read_text())) == count
+
+
+def test_a_drawing_beside_its_photograph_is_none_the_next_time(folder: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(folder / "a.jpg", one)
+    for _ in range(2):
+        assert main(["detect", str(one), "--draw", str(one / "out.png")]) == 0
+    assert sorted(p.name for p in one.iterdir()) == ["a.jpg", "out.png"]
+
+
+def test_globs_of_folders_are_searched(folder: Path) -> None:
+    assert find_images([str(folder / "m*")]) == [folder / "more" / "a.png"]
+    found = find_images([str(folder / "**")])
+    assert sorted(found) == sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_results_replace_no_model_and_no_calibration(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for suffix in (".onnx", ".json"):
+        shutil.copy(MODELS / f"edge-n{suffix}", tmp_path / f"edge-n{suffix}")
+    camera = tmp_path / "camera.json"
+    camera.write_text("{}")
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    one = ["detect", str(folder / "a.jpg"), "--model", str(tmp_path / "edge-n.onnx")]
+    for wrong in (
+        ["--json", str(tmp_path / "edge-n.json")],
+        ["--coco", str(tmp_path / "edge-n.onnx")],
+        ["--json", str(camera), "--calibration", str(camera)],
+    ):
+        assert main([*one, *wrong]) == 1
+        assert "name another" in capsys.readouterr().err
+    data = tmp_path / "data"
+    for name in ("wider", "aflw2000", "pointing04"):
+        (data / name).mkdir(parents=True)
+    assert main(["evaluate", "--data", str(data), *one[2:], "--json", str(tmp_path / "edge-n.json")]) == 1
+    assert "name another" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_links_in_a_circle_are_bad_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    found = tmp_path / "found.json"
+    assert main(["detect", str(folder / "a.jpg"), str(folder / "loop.jpg"), "--json", str(found)]) == 1
+    assert "error: no image" in capsys.readouterr().err
+    assert len(json.loads(found.read_text())) == 1
+    assert main(["detect", str(folder / "a.jpg"), "--json", str(folder / "loop.jpg")]) == 1
+    (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
+    assert main(["detect", str(folder / "a.jpg"), "--json", str(tmp_path / "loop.json")]) == 1
+    assert "loop.json" in capsys.readouterr().err
+
+
+def test_a_full_device_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", str(folder / "a.jpg"), "--json", "/dev/full"]) == 1
+    assert "/dev/full" in capsys.readouterr().err
+    command = [sys.executable, "-m", "img2pose_edge", "detect", str(folder / "a.jpg")]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command, "--json", "-"], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert closed.returncode == 1
+    assert "standard output is closed" in closed.stderr
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

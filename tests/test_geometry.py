@@ -197,6 +197,9 @@ def test_solve_pnp_names_what_does_not_fit() -> None:
         g.solve_pnp(POINTS, np.full((len(POINTS), 2), np.nan), K)
     with pytest.raises(ValueError, match="3x3 camera matrix"):
         g.solve_pnp(POINTS, np.zeros((len(POINTS), 2)), np.eye(4))
+    for points, pixels in ((np.ones((5, 3)), np.ones((5, 2))), (POINTS, np.full((len(POINTS), 2), 100.0))):
+        with pytest.raises(ValueError, match="no pose explains"):
+            g.solve_pnp(points, pixels, K)
 
 
 def test_lists_are_named_as_what_they_are() -> None:

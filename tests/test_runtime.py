@@ -686,6 +686,7 @@ def test_files_lie_as_pil_turns_them(kind: str, orientation: int, astronaut: np.
     wanted = np.asarray(PIL.ImageOps.exif_transpose(stored))[..., ::-1]
     np.testing.assert_array_equal(load_image(file.getvalue()), wanted)
     np.testing.assert_array_equal(load_image(stored), wanted)
+    np.testing.assert_array_equal(load_image(PIL.Image.open(file)), wanted)  # TIFFs are turned while they load
 
 
 @pytest.mark.parametrize("exif", [b"", b"II*\0", b"MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0garbage"])

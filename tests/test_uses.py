@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from img2pose_edge import (
     OpenTrackSender,
     OscSender,
     PoseTracker,
+    align_face,
     detect_poses,
     geometry,
     looking_at_camera,
@@ -121,9 +123,19 @@ def test_supervision_gets_every_face() -> None:
         to_supervision(FACES, [1, 2])
 
 
-def test_tracked_faces_are_told_from_faces(astronaut: np.ndarray) -> None:
+def test_tracked_faces_are_told_from_faces(astronaut: np.ndarray, tmp_path: Path) -> None:
     tracked = PoseTracker().update(FACES[:1], 0.0)
-    for call in (to_supervision, lambda faces: draw_faces(astronaut, faces)):
+    tables = tmp_path / "faces.csv"
+    calls: list[Callable[[Any], Any]] = [
+        to_supervision,
+        lambda faces: draw_faces(astronaut, faces),
+        lambda faces: align_face(astronaut, faces[0]),
+        lambda faces: looking_at_camera(faces[0]),
+        lambda faces: model_view(faces[0]),
+        lambda faces: to_coco([("a", (512, 512), faces)]),
+        lambda faces: RowWriter(tables).write(faces),
+    ]
+    for call in calls:
         with pytest.raises(TypeError, match=r"number 0 is TrackedFace.*: give the face of each tracked one"):
             call(tracked)
 
@@ -310,6 +322,15 @@ def test_numbers_of_numpy_are_numbers(suffix: str, tmp_path: Path) -> None:
 def test_wrong_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.csv or \.jsonl, got .*faces\.xls"):
         RowWriter(tmp_path / "faces.xls")
+    with RowWriter(tmp_path / "alone.csv") as out:
+        out.write(FACES)
+        with pytest.raises(OSError, match="another program is writing it"):
+            RowWriter(tmp_path / "alone.csv")
+        out.write(FACES)
+    assert len(read_rows(tmp_path / "alone.csv")) == 2 * len(FACES)
+    with pytest.raises(TypeError, match="float"):
+        face_row(FACES[0], frame=1.7)  # type: ignore[arg-type]
+    assert json.dumps(dataclasses.replace(FACES[0], score=np.float32(0.5)).to_dict())
     with pytest.raises(ValueError, match=r"ends in \.csv or \.jsonl"):
         read_rows(tmp_path / "faces.txt")
     with RowWriter(tmp_path / "faces.csv") as out:

@@ -9,7 +9,7 @@ from typing import Any
 from img2pose_edge.commands.images import Photographs, add_picture_options, find_images, spread_pictures
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.engines import ENGINES
-from img2pose_edge.files import check_writable
+from img2pose_edge.files import check_writable, real
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 
@@ -45,7 +45,7 @@ def quantize(options: argparse.Namespace) -> int:
     from img2pose_edge.training.checkpoint import save_checkpoint
 
     check_writable(options.out)
-    if options.out.resolve() == options.checkpoint.resolve():
+    if real(options.out) == real(options.checkpoint):
         raise ValueError(f"--out {options.out} is the checkpoint itself, whose float weights would be lost")
     state = quantize_checkpoint(options.checkpoint, spread_pictures(options), options.float_layers, options.steps)
     save_checkpoint(state, options.out)
@@ -107,7 +107,7 @@ def convert_checkpoint(options: argparse.Namespace) -> int:
 
     check_writable(options.out)
     sources = options.source, options.pose_mean, options.pose_std, options.points68
-    if options.out.resolve() in [path.resolve() for path in sources]:
+    if real(options.out) in [real(path) for path in sources]:
         raise ValueError(f"--out {options.out} is what is read, and would be lost")
     print(convert(options.source, options.out, *sources[1:], options.depth))
     return 0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from img2pose_edge.files import write_file
+from img2pose_edge.files import real, write_file
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
 from img2pose_edge.progress import track
 
@@ -21,7 +21,7 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
 
     Args:
         patterns: what to look for.
-        without: a folder; where it lies below one that is searched, what it holds is left out.
+        without: a file or folder; where it lies below a folder that is searched, it and what it holds is left out.
 
     Raises:
         FileNotFoundError: for a folder without images, or a pattern that matches nothing.
@@ -30,19 +30,26 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            inner = without and without.resolve()
-            hidden = inner if inner and path.resolve() in inner.parents else None
-            matches = [p for p in sorted(path.rglob("*")) if is_image(p) and hidden not in p.resolve().parents]
+            matches = search(path, without)
             if not matches:
                 raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
         elif path.exists() or not glob.has_magic(pattern):
             matches = [path]
         else:
-            matches = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if Path(p).is_file()]
+            matches = []
+            for named in map(Path, sorted(glob.glob(pattern, recursive=True))):
+                matches += search(named, without) if named.is_dir() else [named]
             if not matches:
                 raise FileNotFoundError(f"no image matches {pattern}")
         found.update(dict.fromkeys(matches))
     return list(found)
+
+
+def search(folder: Path, without: Path | None) -> list[Path]:
+    """Images in a folder and below, but for ``without``, a file or folder below it, and what that holds."""
+    outer, inner = real(folder), without and real(without)
+    hidden = inner if inner and outer in inner.parents else None
+    return [p for p in sorted(folder.rglob("*")) if is_image(p) and hidden not in (real(p), *real(p).parents)]
 
 
 class Photographs(Sequence[np.ndarray]):
@@ -82,8 +89,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input-size", type=int, default=640, metavar="PX", help="longest side they are shown at")
 
 
-def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
-    """``--count`` of the ``--images``, evenly spread, as the network sees them."""
+def spread_pictures(options: argparse.Namespace) -> Iterator[np.ndarray]:
+    """``--count`` of the ``--images``, evenly spread, as the network sees them; read when they are asked for, so that a
+    wrong checkpoint is told first."""
     from img2pose_edge.preprocess import letterbox
 
     if options.count < 1:
@@ -92,4 +100,4 @@ def spread_pictures(options: argparse.Namespace) -> list[np.ndarray]:
         raise ValueError(f"input_size must be at least 64 pixels, got {options.input_size}")
     paths = find_images(options.images)
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, options.count).round().astype(int))]
-    return [letterbox(load_image(path), options.input_size, 64)[0] for path in track(chosen, "reading")]
+    return (letterbox(load_image(path), options.input_size, 64)[0] for path in track(chosen, "reading"))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.commands.options import add_detector_options, detector_from
+from img2pose_edge.commands.options import add_detector_options, check_replaces, detector_from
 from img2pose_edge.files import check_writable, write_file
 from img2pose_edge.manifest import write_manifest
 
@@ -26,14 +26,14 @@ def bench(options: argparse.Namespace) -> int:
     if options.report.suffix != ".html":
         raise ValueError(f"the report is a page and must end in .html, got {options.report}")
     fields = BenchOptions.__dataclass_fields__
-    values = {name: getattr(options, name) for name in fields}
+    values = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     for suffix in (".html", ".json", ".png", ".md"):
         check_writable(options.report.with_suffix(suffix))
     document = run_bench(BenchOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-    written = write_report(document, options.report)
-    print(short_table(document))
+    print(short_table(document))  # before what may fail: measuring took long
     for line in document["missing"]:
         print(f"not measured: {line}", file=sys.stderr)
+    written = write_report(document, options.report)
     print(*(f"wrote {path}" for path in written), sep="\n")
     return 130 if INTERRUPTED in document["missing"] else 0
 
@@ -45,8 +45,8 @@ def steadiness(options: argparse.Namespace) -> int:
     for suffix in (".md", ".json", ".png"):
         check_writable(options.report.with_suffix(suffix))
     document = run_video_bench(options.data, options.pictures, options.model, options.threads)
-    written = write_video_report(document, options.report)
     print(tables(document))
+    written = write_video_report(document, options.report)
     print(*(f"wrote {path}" for path in written), sep="\n")
     return 0
 
@@ -84,6 +84,7 @@ def evaluate(options: argparse.Namespace) -> int:
             f"--multi-scale has many sizes, and {detector.model.path.name} takes images of {width}x{height} only"
         )
     manifest = detector.model.path.with_suffix(".json")
+    check_replaces((options.json,), detector.model.path)
     for path in (options.json, options.write_manifest and manifest):
         if path:
             check_writable(path)
@@ -126,7 +127,7 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--mediapipe", default="", metavar="PYTHON", help=interpreter)
     p.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="ours, names or paths (default: bundled)")
     p.add_argument("--sizes", nargs="+", type=int, default=[640, 320], metavar="PX", help="longest sides of the input")
-    p.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
+    p.add_argument("--threads", nargs="+", type=int, metavar="N", help="(default: 1, and 2 on two cores or more)")
     p.add_argument("--faces", nargs="+", type=int, default=[0, 1, 10, 50], metavar="N", help="in the timed images")
     p.add_argument("--rounds", type=int, default=15, help="turns of every contender")
     p.set_defaults(do=bench)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from img2pose_edge.detector import PoseDetector
+from img2pose_edge.files import real
 
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,16 @@ def detector_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def detector_from(options: argparse.Namespace) -> PoseDetector:
     return PoseDetector(**detector_options(options))
+
+
+def check_replaces(outputs: Iterable[Path | None], model: Path, calibration: Path | None = None) -> None:
+    """Raise ValueError if an output would replace a file of the model or the calibration."""
+    kept = [model, model.with_suffix(".json"), model.with_suffix(".bin"), *([calibration] if calibration else [])]
+    for path in filter(None, outputs):
+        if real(path) in map(real, kept):
+            raise ValueError(
+                f"{path} belongs to the model or the calibration, which results would replace: name another"
+            )
 
 
 def camera_size(text: str) -> tuple[int, int]:

@@ -21,12 +21,13 @@ from img2pose_edge.commands.options import (
     add_detector_options,
     add_frame_options,
     add_sender_options,
+    check_replaces,
     detector_from,
     detector_options,
 )
 from img2pose_edge.draw import draw_faces
 from img2pose_edge.face import Face
-from img2pose_edge.files import check_writable, write_file
+from img2pose_edge.files import check_writable, real, write_file
 from img2pose_edge.preprocess import IMAGE_SUFFIXES, load_image
 from img2pose_edge.progress import track
 
@@ -69,15 +70,15 @@ def detect(options: argparse.Namespace) -> int:
     alone = len(paths) == 1
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(f"--draw {options.draw} is one file but there are {len(paths)} images: name a folder")
-    sources = {path.resolve() for path in paths}
-    if options.draw and options.draw.resolve() in sources:
+    sources = {real(path) for path in paths}
+    if options.draw and real(options.draw) in sources:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
     for name, file in (("--json", options.json), ("--coco", options.coco)):
-        if file and (file.suffix.lower() in IMAGE_SUFFIXES or file.resolve() in sources):
+        if file and (file.suffix.lower() in IMAGE_SUFFIXES or real(file) in sources):
             raise ValueError(f"{name} {file} is a picture, which results would replace: name another file")
     if options.coco and str(options.coco) == "-":
         raise ValueError("--coco writes a file, not to the terminal: name one")
-    if options.coco and options.json and options.coco.resolve() == options.json.resolve():
+    if options.coco and options.json and real(options.coco) == real(options.json):
         raise ValueError(f"--json and --coco would both write {options.coco}: name two files")
     if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
         check_picture_suffix(options.draw)
@@ -85,7 +86,10 @@ def detect(options: argparse.Namespace) -> int:
         check_writable(options.json)
     if options.coco:
         check_writable(options.coco)
+    if str(options.json) == "-" and sys.stdout is None:
+        raise OSError("--json -: standard output is closed")
     detector = detector_from(options)
+    check_replaces((options.json, options.coco), detector.model.path, options.calibration)
     calibration = read_calibration(options.calibration) if options.calibration else None
     results, pictured, bad, taken, done = [], [], [], sources, False
     try:
@@ -107,9 +111,9 @@ def detect(options: argparse.Namespace) -> int:
                     print(table(faces))
             if options.draw:
                 target = drawn_path(path, options.draw, alone)
-                while target.resolve() in taken:  # two folders may hold files of one name; no image is replaced
+                while real(target) in taken:  # two folders may hold files of one name; no image is replaced
                     target = target.with_name(f"{target.stem}_{target.suffix}")
-                taken.add(target.resolve())
+                taken.add(real(target))
                 write_picture(target, draw_faces(image, looked.seen))
         done = True
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn

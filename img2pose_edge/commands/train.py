@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from img2pose_edge.commands.images import find_images
-from img2pose_edge.files import check_writable
+from img2pose_edge.files import check_writable, real
 
 
 def report_skipped(skipped: list[str]) -> None:
@@ -86,7 +86,7 @@ def average(options: argparse.Namespace) -> int:
     from img2pose_edge.training.checkpoint import save_checkpoint
 
     check_writable(options.out)
-    if options.out.resolve() in [path.resolve() for path in options.checkpoints]:
+    if real(options.out) in [real(path) for path in options.checkpoints]:
         raise ValueError(f"--out {options.out} is one of the checkpoints, whose weights would be lost")
     save_checkpoint(average_checkpoints(options.checkpoints), options.out)
     print(options.out)

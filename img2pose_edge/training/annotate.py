@@ -14,7 +14,7 @@ import numpy as np
 
 from img2pose_edge.benchmarks.peers import Peer
 from img2pose_edge.detector import PoseDetector
-from img2pose_edge.files import write_file
+from img2pose_edge.files import real, write_file
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
 from img2pose_edge.training.complete import complete_face, is_sound
@@ -93,10 +93,8 @@ def annotate(images: list[Path], out: Path, label: Label, *, skip_bad: bool = Fa
         raise ValueError("no images to annotate")
     if out.name != "labels.jsonl":
         raise ValueError(f"labels are written to a file named labels.jsonl, got {out}")
-    root = out.parent.resolve()
-    names = [
-        str(p.resolve().relative_to(root)) if p.resolve().is_relative_to(root) else str(p.resolve()) for p in images
-    ]
+    root = real(out.parent)
+    names = [str(real(p).relative_to(root)) if real(p).is_relative_to(root) else str(real(p)) for p in images]
     done = whole_lines(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     skipped: list[str] = []

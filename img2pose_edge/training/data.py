@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from img2pose_edge import geometry
+from img2pose_edge.files import real
 from img2pose_edge.pose_references import project_face_box
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
@@ -289,7 +290,7 @@ class PixelCache:
         files = [root / r.image for r in records]
         # A picture replaced by another is noticed.
         states = [(f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else () for f in files]
-        names = "\n".join(f"{f.resolve()} {n} {s}" for f, n, s in zip(files, states, shapes, strict=True))
+        names = "\n".join(f"{real(f)} {n} {s}" for f, n, s in zip(files, states, shapes, strict=True))
         path = folder / f"pixels-{zlib.crc32(as_bytes(names)):08x}.u8"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)

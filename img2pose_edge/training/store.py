@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from img2pose_edge.files import real
 from img2pose_edge.progress import track
 
 MAP_SIZE = 1 << 40
@@ -36,7 +37,7 @@ _LOCK = threading.Lock()
 
 def _reading(path: Path) -> Any:
     """The environment of a store in this process; LMDB allows one, whoever reads. ``ValueError`` if it is cut off."""
-    key = os.getpid(), path.resolve()
+    key = os.getpid(), real(path)
     with _LOCK:
         if key not in _READING:
             environment = _lmdb().open(str(path), subdir=False, readonly=True, lock=False, readahead=False)
@@ -50,7 +51,7 @@ def _reading(path: Path) -> Any:
 
 def _close(path: Path) -> None:
     with _LOCK:
-        environment = _READING.pop((os.getpid(), path.resolve()), None)
+        environment = _READING.pop((os.getpid(), real(path)), None)
     if environment is not None:
         environment.close()
 
