@@ -37,6 +37,8 @@ FACE_SIZES = (8, 16, 32, 64)
 YAWS = ((0, 30), (30, 60), (60, 90))
 PANS = ((0, 30), (0, 60), (45, 60), (75, 90))
 """Ranges, in degrees, of the absolute yaws and pans that angle errors are broken down by."""
+OWN_ZERO = (0, 60)
+"""Pans, absolute, that tell how far a person's zero is off the room's."""
 
 
 @dataclass(frozen=True)
@@ -314,17 +316,21 @@ def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = N
 def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
     """Mean absolute error of yaw against the pan label, in ranges of ``|pan|``, and the faces missed in each.
 
-    Each photograph shows one person: their face is the best-scored one.
+    Each photograph shows one person: their face is the best-scored one. ``own_zero_…`` is the error of the range
+    :data:`OWN_ZERO` without its mean for each person, with sign: labels are where people were told to look, and how
+    they sat puts all of a person's off by some degrees to one side, for whoever measures it.
     """
-    pan, error = [], []
-    rows = read_labels(root / "labels.csv", ("pan_deg",), problems)
+    pan, error, person = [], [], []
+    rows = read_labels(root / "labels.csv", ("pan_deg", "person"), problems)
     for row, image in read_images(root, rows, "Pointing'04", problems):
         faces = detect(image, None)
         best = max(faces, key=lambda f: f.score, default=None)
         pan.append(abs(row["pan_deg"]))
+        person.append(row["person"])
         yaw = np.nan if best is None or best.angles is None else best.angles[1]
-        error.append(abs(yaw - row["pan_deg"]))
-    pans, errors = np.array(pan), np.array(error)
+        error.append(yaw - row["pan_deg"])
+    pans, signed, persons = np.array(pan), np.array(error), np.array(person)
+    errors = np.abs(signed)
 
     by_pan: dict[str, float] = {}
     for low, high in PANS:
@@ -332,6 +338,10 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
         found = within[~np.isnan(within)]
         by_pan[f"yaw_mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
         by_pan[f"missed_pan_{low}_{high}"] = len(within) - len(found)
+    low, high = OWN_ZERO
+    own = [signed[(pans >= low) & (pans <= high) & (persons == p) & ~np.isnan(signed)] for p in np.unique(persons)]
+    rest = np.concatenate([np.abs(e - e.mean()) for e in own if len(e)] or [np.empty(0)])
+    by_pan[f"own_zero_yaw_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
     return {"faces": len(errors), "missed": int(np.isnan(errors).sum()), **by_pan}
 
 

@@ -6,7 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.benchmarks.figures import AFLW_MAE, BIWI_MAE, Place, pan_error, precision, read, was_busy, whole_call
+from img2pose_edge.benchmarks.figures import (
+    AFLW_MAE,
+    BIWI_MAE,
+    Place,
+    own_zero_error,
+    pan_error,
+    precision,
+    read,
+    was_busy,
+    whole_call,
+)
 
 FIGURES: dict[str, Place] = {
     "ms": whole_call(),
@@ -16,6 +26,7 @@ FIGURES: dict[str, Place] = {
     "AFLW MAE": AFLW_MAE,
     "AFLW missed": (*AFLW_MAE[:2], "missed"),
     "P'04 0-60": pan_error(0, 60),
+    "P'04 own zero": own_zero_error(0, 60),
     "P'04 75-90": pan_error(75, 90),
     "P'04 missed": (*pan_error(0, 60)[:2], "missed"),
     "BIWI MAE": BIWI_MAE,

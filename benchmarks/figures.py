@@ -51,6 +51,10 @@ def pan_error(low: int, high: int) -> Place:
     return ("accuracy", "pointing04", f"yaw_mae_pan_{low}_{high}")
 
 
+def own_zero_error(low: int, high: int) -> Place:
+    return ("accuracy", "pointing04", f"own_zero_yaw_mae_pan_{low}_{high}")
+
+
 def yaw_error(low: int, high: int) -> Place:
     return ("accuracy", "aflw2000_subset", f"mae_yaw_{low}_{high}")
 

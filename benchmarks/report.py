@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.benchmarks.accuracy import SUBSETS, YAWS
+from img2pose_edge.benchmarks.accuracy import OWN_ZERO, SUBSETS, YAWS
 from img2pose_edge.benchmarks.figures import (
     AFLW_MAE,
     BIWI_MAE,
@@ -21,6 +21,7 @@ from img2pose_edge.benchmarks.figures import (
     label,
     markdown,
     missed,
+    own_zero_error,
     pan_error,
     precision,
     read,
@@ -98,6 +99,8 @@ def long_row(result: Result) -> dict[str, str]:
     columns["AFLW missed"] = cell(result, missed(AFLW_MAE), 0)
     for low, high in SHOWN_PANS:
         columns[f"P'04 yaw, pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
+    low, high = OWN_ZERO
+    columns[f"P'04 yaw, pan {low}-{high}, own zero"] = cell(result, own_zero_error(low, high), 2)
     columns["BIWI MAE"] = cell(result, BIWI_MAE, 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
     return columns

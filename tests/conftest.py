@@ -86,7 +86,9 @@ def evaluation_data(tmp_path: Path, astronaut: np.ndarray) -> Path:
     (root / "wider" / "ground_truth.jsonl").write_text("\n".join(map(json.dumps, lines)))
     rows = "".join(f"{name},-5,1,3\n" for name in EVALUATION_FILES)
     (root / "aflw2000" / "labels.csv").write_text("image,pitch_deg,yaw_deg,roll_deg\n" + rows)
-    (root / "pointing04" / "labels.csv").write_text("image,pan_deg\n" + "".join(f"{n},0\n" for n in EVALUATION_FILES))
+    (root / "pointing04" / "labels.csv").write_text(
+        "image,person,pan_deg\n" + "".join(f"{n},11,0\n" for n in EVALUATION_FILES)
+    )
     return root
 
 

@@ -422,7 +422,7 @@ def test_another_engine_measures_where_the_first_cannot_run(tmp_path: Path, eval
 
 
 def test_a_damaged_table_costs_its_own_set_alone(evaluation_data: Path) -> None:
-    (evaluation_data / "pointing04" / "labels.csv").write_text("image,tilt_deg\none.png,0\n")
+    (evaluation_data / "pointing04" / "labels.csv").write_text("image,person,tilt_deg\none.png,1,0\n")
     missing: list[str] = []
     contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
     found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
@@ -450,7 +450,7 @@ def test_a_damaged_row_costs_itself_alone(evaluation_data: Path) -> None:
     truth = evaluation_data / "wider" / "ground_truth.jsonl"
     truth.write_text(truth.read_text() + '\n\n{"image": \n{"image": "x.png", "boxes_xywh": [], "easy": [3]}\n')
     table = evaluation_data / "pointing04" / "labels.csv"
-    table.write_text(table.read_text() + "one.png,x\none.png,nan\n")
+    table.write_text(table.read_text() + "one.png,11,x\none.png,11,nan\n")
     missing: list[str] = []
     contender = Contender("edge-n", True, "edge-n", "onnxruntime", "fp32", 320, "own")
     found = measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
@@ -459,7 +459,7 @@ def test_a_damaged_row_costs_itself_alone(evaluation_data: Path) -> None:
     assert found["wider"]["measured"] == contender.name
     for name in ("ground_truth.jsonl", "labels.csv"):
         assert sum(name in line and ", line " in line for line in missing) == 2, missing
-    table.write_text("image,pan_deg\n")
+    table.write_text("image,person,pan_deg\n")
     missing.clear()
     assert "pointing04" not in measure_accuracy([contender], evaluation_data, {}, missing)[contender.name]
     assert any("lists no image" in line for line in missing)
@@ -596,6 +596,23 @@ def test_yaws_by_pan_tell_what_each_range_misses(evaluation_data: Path) -> None:
     figures = evaluate_pointing04(lambda image, threshold: [], evaluation_data / "pointing04", [])
     missed = {name: int(count) for name, count in figures.items() if name.startswith("missed_")}
     assert missed["missed_pan_0_60"] + missed["missed_pan_75_90"] == figures["missed"] == figures["faces"] > 0
+
+
+def test_how_a_person_sat_can_be_taken_out(tmp_path: Path) -> None:
+    """Two persons whose yaws are off by 6 and -2 throughout, and by 1 to either side."""
+    rows = [("a", 11, -30), ("b", 11, 30), ("c", 12, 0), ("d", 12, 60), ("e", 12, 90)]
+    table = "".join(f"{name}.png,{person},{pan}\n" for name, person, pan in rows)
+    (tmp_path / "labels.csv").write_text("image,person,pan_deg\n" + table)
+    for name, _, _ in rows:
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((8, 8, 3), np.uint8))
+    seen = iter([-30 + 7, 30 + 5, 0 - 3, 60 - 1, 90 + 20])
+
+    def detect(image: np.ndarray, threshold: float | None) -> list[Found]:
+        return [Found(0.9, np.zeros(4), angles=np.array([0.0, next(seen), 0.0]))]
+
+    figures = evaluate_pointing04(detect, tmp_path)
+    assert figures["yaw_mae_pan_0_60"] == pytest.approx((7 + 5 + 3 + 1) / 4)
+    assert figures["own_zero_yaw_mae_pan_0_60"] == pytest.approx(1)
 
 
 def test_a_table_without_640_takes_the_next_size() -> None:
