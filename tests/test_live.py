@@ -868,13 +868,13 @@ def test_who_comes_back_sees_the_slide_that_stands(
     monkeypatch.setattr("img2pose_edge.live.capture.HOLD", 0.1)
     for name in ("1.jpg", "2.jpg", "3.jpg"):
         (tmp_path / name).write_bytes(photo)
-    capture = Capture(str(tmp_path), detector, [lambda faces, ids: None], rate=1)
+    capture = Capture(str(tmp_path), detector, [lambda faces, ids: None], rate=0.4)
     with TestClient(server.make_app(capture), base_url=HERE) as client:
         with client.websocket_connect(CAMERA) as socket:
             assert next_message(socket)["time"] == 0
-        time.sleep(1.3)
+        time.sleep(2.9)
         with client.websocket_connect(CAMERA) as socket:
-            assert {next_message(socket)["time"] for _ in range(3)} == {1.0}
+            assert {next_message(socket)["time"] for _ in range(3)} == {2.5}
 
 
 def test_a_path_is_not_told(tmp_path: Path, detector: SharedDetector) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -37,6 +38,13 @@ def overhead(image: np.ndarray, scores: list[np.ndarray], poses: list[np.ndarray
     camera = geometry.default_intrinsics(pixels.shape[1], pixels.shape[0])
     _, scale = letterbox(pixels, 640, 32)
     return len(make_faces(*candidates(scores, poses, STRIDES, 0.4, 0.2), scale, camera, 0.4, merge_iou=0.6))
+
+
+@pytest.fixture(autouse=True)
+def threads_of_opencv() -> Iterator[None]:
+    before = cv2.getNumThreads()
+    yield
+    cv2.setNumThreads(before)
 
 
 @pytest.mark.parametrize("faces", [0, 1, 10, 50])

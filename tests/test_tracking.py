@@ -448,6 +448,27 @@ def test_a_prediction_around_the_camera_is_left_out() -> None:
     assert counts[-1] == 0
 
 
+def test_faces_are_predicted_between_frames() -> None:
+    """Where a face in steady motion should be, without taking a frame; for as long as it would be waited for."""
+    tracker = PoseTracker(patience=0.5)
+    for frame in range(20):
+        tracked = tracker.update(see([100.0 + 3 * frame, 200], 40, [0, 20, 0]), frame * FRAME)
+    now = 19 * FRAME
+    assert one(tracker.predict(now)).unseen == 0
+    soon = one(tracker.predict(now + 2 * FRAME))
+    assert (soon.id, soon.lost, soon.raw) == (tracked[0].id, True, tracked[0].raw)
+    assert_consistent(soon.face)
+    moved = seen_center(soon.face) - seen_center(tracked[0].face)
+    np.testing.assert_allclose(moved, [6, 0], atol=0.5)
+    np.testing.assert_allclose(one(tracker.predict(now + 2 * FRAME)).face.pose, soon.face.pose)
+    assert tracker.predict(now + 0.5) != []
+    assert tracker.predict(now + 0.51) == []
+    for wrong in (now - FRAME, np.nan, np.inf):
+        with pytest.raises(ValueError, match="must be finite and not before the last frame's"):
+            tracker.predict(wrong)
+    assert ids(tracker.update(see([160.0, 200], 40, [0, 20, 0]), now + FRAME)) == ids(tracked), "no time has gone by"
+
+
 def test_no_faces() -> None:
     tracker = PoseTracker()
     assert tracker.update([], 0.0) == []

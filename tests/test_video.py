@@ -112,13 +112,14 @@ def test_a_live_source_gives_the_newest_frame(monkeypatch: pytest.MonkeyPatch) -
         frames = iter(source)
         with pytest.raises(ValueError, match="camera 0 gives no more frames"):  # noqa: PT012
             while True:
+                taken = camera.taken  # the last of them may not have been handed over yet
                 frame = next(frames)
-                seen.append((frame.index, camera.taken - number_of(frame.image)))
+                seen.append((frame.index, taken - number_of(frame.image)))
                 time.sleep(0.02)  # slower than the camera
         with pytest.raises(ValueError, match="camera 0 gives no more frames"):
             next(iter(source))
     assert len(seen) < 20, "frames are dropped"
-    assert all(behind <= 2 for _, behind in seen)
+    assert all(behind <= 1 for _, behind in seen)
     assert [i for i, _ in seen] == sorted({i for i, _ in seen})
     assert camera.released
 

@@ -38,7 +38,7 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
         else:
             matches = []
             for named in map(Path, sorted(glob.glob(pattern, recursive=True))):
-                matches += search(named, without) if named.is_dir() else [named]
+                matches += search(named, without) if named.is_dir() else [named] if named.is_file() else []
             if not matches:
                 raise FileNotFoundError(f"no image matches {pattern}")
         found.update(dict.fromkeys(matches))
