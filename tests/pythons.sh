@@ -52,7 +52,7 @@ try_wheel() { # interpreter, then options for pip
   $bin/python -W error -m compileall -q -f "$tmp"/venv/lib/python*/site-packages/img2pose_edge # training, too
   $bin/pip install --quiet --disable-pip-version-check "$@" pytest pytest-benchmark hypothesis pillow scikit-image av
   # The other engines are not installed; nothing is timed.
-  $bin/pytest --show-capture=no -k 'not openvino and not tflite and not engine and not light' "${tests[@]}"
+  $bin/pytest --show-capture=no -k 'not openvino and not tflite and not engine_options and not engine_that and not default_model_follows and not light' "${tests[@]}"
 }
 
 cd "$tmp/tests" # away from the tree, which must not be imported
