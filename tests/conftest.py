@@ -6,7 +6,10 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -66,6 +69,22 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, astronaut: np.ndarray) -
             )
     (root / "labels.jsonl").write_text("\n".join(lines) + "\n")
     return root
+
+
+@contextmanager
+def training_interrupted_in(step: int) -> Iterator[None]:
+    """Training inside ends as if killed in this step, counted from 0, before it can be saved."""
+    from img2pose_edge.training import loop  # torch, which the runtime's tests do without
+
+    average = loop.update_average
+
+    def update(state: Any, network: Any, now: int, decay: float) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+        average(state, network, now, decay)
+
+    with patch.object(loop, "update_average", update), pytest.raises(KeyboardInterrupt):
+        yield
 
 
 @pytest.fixture

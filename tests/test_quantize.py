@@ -16,6 +16,7 @@ import openvino
 import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
+from conftest import training_interrupted_in
 from img2pose_edge.export.describe import edge_facts, output_names
 from img2pose_edge.export.model import FORMATS, ExportOptions, export_model
 from img2pose_edge.export.openvino import KERNELS, write_openvino
@@ -46,7 +47,7 @@ from img2pose_edge.quantize.nodes import CONV, get_attribute, layer_name
 from img2pose_edge.quantize.rounding import replace, round_outputs
 from img2pose_edge.quantize.sensitivity import sensitivities
 from img2pose_edge.quantize.steps import SAMPLES, ActivationStep, ChannelStep
-from torch import fx, nn
+from torch import fx
 from torch.fx import GraphModule, Node
 
 from img2pose_edge import PoseDetector
@@ -54,7 +55,6 @@ from img2pose_edge.cli import main
 from img2pose_edge.manifest import find_model, sha256
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.preprocess import letterbox
-from img2pose_edge.training import loop
 from img2pose_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from img2pose_edge.training.loop import TrainOptions, train
 from img2pose_edge.training.networks import build_network, load_network
@@ -610,25 +610,14 @@ def test_a_manifest_of_another_model_is_not_overwritten(tmp_path: Path) -> None:
         export_model(CHECKPOINT, tmp_path / "a.onnx")
 
 
-def test_fine_tuning_for_int8(
-    tiny_data: Path, tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fine_tuning_for_int8(tiny_data: Path, tmp_path: Path, astronaut: np.ndarray) -> None:
     options = TrainOptions(steps=3, batch_size=4, crop_size=128, warmup_steps=1, learning_rate=1e-4, int8=True)
     data = prepare_data(tiny_data, tmp_path / "tiny.lmdb").path
     whole = load_checkpoint(train(data, tmp_path / "whole", options, initial=CHECKPOINT, workers=1))
     assert whole["int8"] is True
     assert sum(name.endswith("zero_point") for name in whole["weights"]) > 50, "ranges are part of it"
-    average = loop.update_average
-
-    def interrupted(state: dict[str, torch.Tensor], network: nn.Module, step: int, decay: float) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-        average(state, network, step, decay)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "update_average", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "cut", options, initial=CHECKPOINT, workers=0, save_every=1)
+    with training_interrupted_in(2):
+        train(data, tmp_path / "cut", options, initial=CHECKPOINT, workers=0, save_every=1)
     assert load_checkpoint(tmp_path / "cut/last.pt")["step"] == 2
     last = train(data, tmp_path / "cut", options, workers=0)
     again = load_checkpoint(last)
