@@ -35,6 +35,21 @@ class Face:
     angles: np.ndarray
     intrinsics: np.ndarray
 
+    def __init__(
+        self,
+        score: float,
+        box: np.ndarray,
+        pose: np.ndarray,
+        rotation: np.ndarray,
+        local_rotation: np.ndarray,
+        angles: np.ndarray,
+        intrinsics: np.ndarray,
+    ) -> None:
+        values = self.__dict__  # a frozen dataclass's own setting of attributes takes twice as long
+        values["score"], values["box"], values["pose"] = score, box, pose
+        values["rotation"], values["local_rotation"], values["angles"] = rotation, local_rotation, angles
+        values["intrinsics"] = intrinsics
+
     @cached_property
     def landmarks68(self) -> np.ndarray:
         """(68, 2) projected iBUG points, image pixels."""

@@ -91,11 +91,6 @@ def _dot(a: Array, b: Array) -> Array:
     return a[..., 0] * b[..., 0] + a[..., 1] * b[..., 1] + a[..., 2] * b[..., 2]
 
 
-def _times(stack: Array, matrix: Array) -> Array:
-    """(..., N, 3) times (3, 3) or (..., 3, 3): of numpy's products of many small matrices, one large if it can be."""
-    return (stack.reshape(-1, 3) @ matrix).reshape(stack.shape) if matrix.ndim == 2 else stack @ matrix
-
-
 # --- rotations -----------------------------------------------------------------------------------
 
 
@@ -465,7 +460,7 @@ def ellipsoid(center: np.ndarray, semi_axes: np.ndarray) -> np.ndarray:
     return matrix
 
 
-_SPHERE = np.array([[-1.0], [-1.0], [-1.0], [1.0]])
+_SPHERE = np.array([-1.0, -1.0, -1.0, 1.0])
 """Diagonal of the unit sphere's dual quadric."""
 
 
@@ -487,11 +482,11 @@ def project_ellipsoid_box(shape: Array, rotation: Array, translation: Array, int
     xp = namespace(rotation)
     placed = xp.concatenate([rotation, translation[..., None]], axis=-1)
     placed = (placed.reshape(-1, 4) @ shape).reshape(placed.shape)
-    seen = _times(_transpose(placed), _transpose(intrinsics))  # (..., 4, 3): images of the semi-axes and the centre
-    conic = _transpose(seen * like(_SPHERE, seen)) @ seen
+    seen = intrinsics @ placed  # (..., 3, 4): images of the semi-axes and the centre
+    conic = (seen * like(_SPHERE, seen)) @ _transpose(seen)
     depth = conic[..., 2:, 2]
     if xp is np:
-        depth = np.where((depth > 0) & (seen[..., 3, 2:] > 0), depth, np.nan)
+        depth[~((depth > 0) & (seen[..., 2:, 3] > 0))] = np.nan
     middle = conic[..., :2, 2] / depth
     diagonal = conic.reshape((*conic.shape[:-2], 9))[..., :5:4]
     half = xp.sqrt(middle * middle - diagonal / depth)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,14 +14,7 @@ from img2pose_edge.face import Face, check_type
 from img2pose_edge.geometry import matrix_to_angles
 from img2pose_edge.nms import pairwise_iou
 from img2pose_edge.pose_references import project_face_box
-from img2pose_edge.smoothing import (
-    PoseFilter,
-    local_rotation,
-    matrix_from_quaternion,
-    pose_to_state,
-    rotvec_from_quaternion,
-    state_translation,
-)
+from img2pose_edge.smoothing import PoseFilter, pose_to_state, rotations, state_to_pose
 
 SURE_SIMILARITY, UNSURE_SIMILARITY = 0.2, 0.5
 """Least similarity of a face to a track that it continues (the overlaps that ByteTrack's code asks for)."""
@@ -30,8 +24,7 @@ GROWN = np.array([[1.5, 0, -0.5, 0], [0, 1.5, 0, -0.5], [-0.5, 0, 1.5, 0], [0, -
 """Doubles a box about its middle."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrackedFace:
+class TrackedFace(NamedTuple):
     """A face of a video.
 
     Attributes:
@@ -158,90 +151,92 @@ class PoseTracker:
         if len(faces):
             self._camera = faces[0].intrinsics
         # Frames may be further apart than patience: a face of the last one is not lost.
-        alive = time - self._filter.seen <= max(self.patience, time - self._time) + 1e-9
+        alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
         if not alive.all():
             self._filter.keep(alive)
             self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
-        if len(faces):
-            self._continue_and_begin(faces, pose_to_state(poses), time)
-        self._time = time
-        return self._result(time, predicted)
+        with np.errstate(over="ignore", invalid="ignore"):  # of faces predicted beside the camera
+            if len(faces):
+                self._continue_and_begin(faces, pose_to_state(poses.T.copy()), time)
+            self._time = time
+            return self._result(time, predicted)
 
     def predict(self, time: float) -> list[TrackedFace]:
         """Where the faces not yet forgotten should be at ``time`` (seconds, not before the last frame), at constant
         velocity; takes no frame. Those around the camera are left out."""
         if not self._time <= time < math.inf:
             raise ValueError(f"time must be finite and not before the last frame's, {self._time} s, got {time!r}")
-        return [face for face in self._result(time, True) if face.unseen <= self.patience + 1e-9]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return [face for face in self._result(time, True) if face.unseen <= self.patience + 1e-9]
 
     def _continue_and_begin(self, faces: Sequence[Face], states: np.ndarray, time: float) -> None:
-        sure = np.array([face.score >= self.sure_score for face in faces])
+        sure = [face.score >= self.sure_score for face in faces]
         boxes = self._camera_boxes(faces)
         rows, columns = self._match(boxes, states, sure, time)
         for row, column in zip(rows, columns, strict=True):
-            self._tracks[row].raw, self._tracks[row].box = faces[column], boxes[column]
+            self._tracks[row].raw, self._tracks[row].box = faces[column], boxes[:, column]
         if rows:
             every = len(rows) == len(self._tracks)  # in order then
-            self._filter.update(slice(None) if every else np.array(rows), states[columns], time)
-        sure[columns] = False
-        begun = np.flatnonzero(sure).tolist()
+            self._filter.update(slice(None) if every else np.array(rows), states[:, columns], time)
+        known = set(columns)
+        begun = [k for k, begins in enumerate(sure) if begins and k not in known]
         if begun:
-            self._filter.add(states[begun], time)
-            self._tracks += [Track(self._next_id + i, faces[k], boxes[k]) for i, k in enumerate(begun)]
+            self._filter.add(states[:, begun], time)
+            self._tracks += [Track(self._next_id + i, faces[k], boxes[:, k]) for i, k in enumerate(begun)]
             self._next_id += len(begun)
 
     def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
-        """(N, 4) boxes at depth 1 of the camera frame, where pictures of any size and zoom agree."""
+        """(4, N) boxes at depth 1 of the camera frame, where pictures of any size and zoom agree."""
         camera = self._camera
-        corners = np.array([face.box for face in faces]).reshape(-1, 2, 2)
-        return ((corners - camera[:2, 2]) / camera.diagonal()[:2]).reshape(-1, 4)
+        corners = np.array([face.box for face in faces]).T.reshape(2, 2, -1)
+        return ((corners - camera[:2, 2:]) / camera.diagonal()[:2, None]).reshape(4, -1)
 
     def _match(
-        self, boxes: np.ndarray, states: np.ndarray, sure: np.ndarray, time: float
+        self, boxes: np.ndarray, states: np.ndarray, are_sure: list[bool], time: float
     ) -> tuple[list[int], list[int]]:
         """Which tracks (rows, in order) continue in which faces (columns)."""
         if not self._tracks:
             return [], []
-        with np.errstate(over="ignore", invalid="ignore"):  # a face predicted beside the camera matches nothing
-            # Where a face has gone in a longer gap nobody knows: most likely nowhere far.
-            moment = min(time, self._time + self.patience)
-            expected = self._filter.expected_boxes(np.array([track.box for track in self._tracks]), moment)
-            alike = (self._filter.measured[:, :4] @ states[:, :4].T) ** 2
-            similarity = pairwise_iou(expected, boxes) * alike
-            recent = (self._filter.seen == self._time)[:, None]
-            least = np.where(sure, SURE_SIMILARITY, UNSURE_SIMILARITY)
-            pairs = match_greedily(similarity, (similarity >= least) & (sure | recent), ~sure)
-            if len(pairs) < min(len(self._tracks), len(boxes)):
-                # A camera that is swung round moves faces by more than their size, before their speed is known.
-                left = sure & recent
-                for row, column in pairs:
-                    left[row] = left[:, column] = False
-                if left.any():
-                    similarity = pairwise_iou(expected @ GROWN, boxes @ GROWN) * alike
-                    pairs += match_greedily(similarity, left & (similarity >= SURE_SIMILARITY), ~sure)
+        sure = np.array(are_sure)
+        # Where a face has gone in a longer gap nobody knows: most likely nowhere far.
+        moment = min(time, self._time + self.patience)
+        last = np.array([track.box for track in self._tracks]).T.copy()
+        expected = self._filter.expected_boxes(last, moment)
+        alike = self._filter.measured[:4].T.dot(states[:4]) ** 2
+        similarity = pairwise_iou(expected.T, boxes.T) * alike
+        recent = (self._filter.seen == self._time)[:, None]
+        may = similarity >= SURE_SIMILARITY
+        if not all(are_sure):
+            may &= sure | (recent & (similarity >= UNSURE_SIMILARITY))
+        pairs = match_greedily(similarity, may, ~sure)
+        if len(pairs) < min(len(self._tracks), len(boxes)):
+            # A camera that is swung round moves faces by more than their size, before their speed is known.
+            left = sure & recent
+            for row, column in pairs:
+                left[row] = left[:, column] = False
+            if left.any():
+                similarity = pairwise_iou((GROWN @ expected).T, (GROWN @ boxes).T) * alike
+                pairs += match_greedily(similarity, left & (similarity >= SURE_SIMILARITY), ~sure)
         pairs.sort()
         return [row for row, _ in pairs], [column for _, column in pairs]
 
     def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
-        unseen, age, tracks = time - self._filter.seen, time - self._filter.born, self._tracks
-        states = self._filter.at(time) if predicted else self._filter.smooth
-        if not predicted and unseen.any():
-            rows = np.flatnonzero(unseen == 0)
-            states, unseen, age, tracks = states[rows], unseen[rows], age[rows], [tracks[row] for row in rows.tolist()]
+        unseen, age = (time - self._filter.seen).tolist(), (time - self._filter.born).tolist()
+        states, tracks = self._filter.at(time) if predicted else self._filter.smooth, self._tracks
+        if not predicted and any(unseen):
+            rows = [row for row, gone in enumerate(unseen) if not gone]
+            states, tracks = states[:, rows], [tracks[row] for row in rows]
+            age, unseen = [age[row] for row in rows], [0.0] * len(rows)
         if not tracks:
             return []
-        rotation = matrix_from_quaternion(states[:, :4])
-        local = local_rotation(rotation, states)
-        translation = state_translation(states)
-        poses = np.concatenate([rotvec_from_quaternion(states[:, :4]), translation], axis=1)
-        with np.errstate(invalid="ignore"):
-            boxes = project_face_box(rotation, translation, self._camera)
+        rotation, local = rotations(states)
+        poses = state_to_pose(states).T.copy()
+        boxes = project_face_box(rotation, poses[:, 3:], self._camera)
         shown = np.isfinite(boxes).all(1).tolist()
         raw = [track.raw for track in tracks]
         parts = boxes, poses, rotation, local, matrix_to_angles(local), repeat(self._camera)
         smooth = map(Face, [face.score for face in raw], *parts)
-        times = age.tolist(), unseen.tolist()
-        tracked = map(TrackedFace, [track.id for track in tracks], smooth, raw, *times)
+        tracked = map(TrackedFace, [track.id for track in tracks], smooth, raw, age, unseen)
         return [face for face, fits in zip(tracked, shown, strict=True) if fits]
 
 
@@ -249,12 +244,15 @@ def match_greedily(similarity: np.ndarray, may: np.ndarray, late: np.ndarray) ->
     """Rows and columns of (N, M) similarities that go together, where they ``may``: the most similar pair first, then
     the next of those left; (M,) ``late`` columns after the others."""
     pairs = np.nonzero(may)
-    order = np.lexsort((-similarity[pairs], late[pairs[1]]))
-    matched: dict[int, int] = {}
-    for row, column in zip(pairs[0][order].tolist(), pairs[1][order].tolist(), strict=True):
-        if row not in matched and column not in matched.values():
-            matched[row] = column
-    return list(matched.items())
+    rows, columns = pairs[0].tolist(), pairs[1].tolist()
+    if len(set(rows)) < len(rows) or len(set(columns)) < len(columns):
+        order = np.lexsort((-similarity[pairs], late[pairs[1]])).tolist()
+        matched: dict[int, int] = {}
+        for row, column in ((rows[i], columns[i]) for i in order):
+            if row not in matched and column not in matched.values():
+                matched[row] = column
+        return list(matched.items())
+    return list(zip(rows, columns, strict=True))
 
 
 def check_faces(faces: Sequence[Face]) -> np.ndarray:
@@ -264,7 +262,9 @@ def check_faces(faces: Sequence[Face]) -> np.ndarray:
         if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
             raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
     poses = np.array([face.pose for face in faces]).reshape(-1, 6)
-    if not (np.isfinite(poses).all() and (poses[:, 5] > 0).all()):
-        i = int(np.argmin(np.isfinite(poses).all(1) & (poses[:, 5] > 0)))
-        raise ValueError(f"face number {i} has no finite pose in front of the camera: {poses[i]}")
+    if not (np.abs(poses).max(initial=0) < math.inf and min(poses[:, 5].tolist(), default=1) > 0):
+        fine = np.isfinite(poses).all(1) & (poses[:, 5] > 0)
+        if not fine.all():
+            i = int(np.argmin(fine))
+            raise ValueError(f"face number {i} has no finite pose in front of the camera: {poses[i]}")
     return poses

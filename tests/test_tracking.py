@@ -10,7 +10,14 @@ from img2pose_edge.pose_references import project_face_box
 
 from img2pose_edge import Face, PoseTracker, TrackedFace, geometry
 from img2pose_edge.detector import make_faces
-from img2pose_edge.smoothing import matrix_from_quaternion, pose_to_state, step_between, take_step
+from img2pose_edge.smoothing import (
+    matrix_from_quaternion,
+    pose_to_state,
+    rotations,
+    state_to_pose,
+    step_between,
+    take_step,
+)
 
 FRAME = 1 / 30
 CAMERA = geometry.default_intrinsics(640, 480)
@@ -192,26 +199,43 @@ def test_turning_through_a_half_turn_goes_the_short_way() -> None:
 
 def test_a_flip_by_exactly_half_a_turn_is_followed() -> None:
     """The detector takes a chin for a forehead: no way is shorter, but the filter must take one."""
-    front, back = np.array([[1, 0, 0, 0, 0, 0, 0.0]]), np.array([[0, 0, 0, 1, 0, 0, 0.0]])
+    front, back = np.array([[1, 0, 0, 0, 0, 0, 0.0]]).T, np.array([[0, 0, 0, 1, 0, 0, 0.0]]).T
     step = step_between(front, back)
-    assert np.linalg.norm(step) == pytest.approx(np.pi)
+    assert np.linalg.norm(step) == pytest.approx(2)
     np.testing.assert_allclose(
-        matrix_from_quaternion(take_step(front, step)[:, :4])[0], np.diag([-1.0, -1, 1]), atol=1e-12
+        matrix_from_quaternion(take_step(front, step)[:4])[0], np.diag([-1.0, -1, 1]), atol=1e-12
     )
-    np.testing.assert_allclose(step_between(front, -front * [1, 1, 1, 1, 0, 0, 0]), 0, atol=1e-12)
+    other_sign = -front * [[1], [1], [1], [1], [0], [0], [0]]
+    np.testing.assert_allclose(step_between(front, other_sign), 0, atol=1e-12)
 
 
 def test_steps_lead_where_they_should() -> None:
     rng = np.random.default_rng(5)
     rotvec, place = rng.normal(size=(2, 50, 3)), rng.normal(size=(2, 50, 3)) + np.array([0, 0, 8])
-    start, end = (pose_to_state(np.hstack([r, p])) for r, p in zip(rotvec, place, strict=True))
+    start, end = (pose_to_state(np.hstack([r, p]).T) for r, p in zip(rotvec, place, strict=True))
     step = step_between(start, end)
     reached = take_step(start, step)
-    np.testing.assert_allclose(reached[:, 4:], end[:, 4:])
-    np.testing.assert_allclose(matrix_from_quaternion(reached[:, :4]), geometry.rotvec_to_matrix(rotvec[1]), atol=1e-12)
-    turn = np.swapaxes(geometry.rotvec_to_matrix(rotvec[0]), 1, 2) @ geometry.rotvec_to_matrix(rotvec[1])
-    np.testing.assert_allclose(geometry.rotvec_to_matrix(step[:, :3]), turn, atol=1e-12)
+    np.testing.assert_allclose(reached[4:], end[4:])
+    np.testing.assert_allclose(matrix_from_quaternion(reached[:4]), geometry.rotvec_to_matrix(rotvec[1]), atol=1e-12)
     np.testing.assert_allclose(take_step(start, 0 * step), start)
+    # Twice the sine of half the angle, about the axis in the first face's own frame.
+    turn = geometry.matrix_to_rotvec(
+        np.swapaxes(geometry.rotvec_to_matrix(rotvec[0]), 1, 2) @ geometry.rotvec_to_matrix(rotvec[1])
+    )
+    angle = np.linalg.norm(turn, axis=1)[:, None]
+    np.testing.assert_allclose(step[:3].T, turn / angle * 2 * np.sin(angle / 2), atol=1e-12)
+
+
+def test_states_have_the_poses_rotations() -> None:
+    rng = np.random.default_rng(6)
+    pose = np.hstack([rng.uniform(-1.8, 1.8, (50, 3)), rng.normal(size=(50, 2)) * 5, rng.uniform(1, 30, (50, 1))])
+    state = pose_to_state(pose.T)
+    np.testing.assert_allclose(state_to_pose(state).T, pose, atol=1e-12)
+    camera = geometry.default_intrinsics(640, 480)
+    rotation, translation = geometry.decompose_pose(pose)
+    whole, local = rotations(state)
+    np.testing.assert_allclose(whole, rotation, atol=1e-12)
+    np.testing.assert_allclose(local, geometry.camera_to_local(rotation, translation, camera)[2], atol=1e-12)
 
 
 # --- identity ------------------------------------------------------------------------------------
