@@ -239,6 +239,41 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path, document: dict[s
         write_video_report(document, tmp_path / "page.html")
 
 
+def test_the_command_measures_and_writes_a_page(tmp_path: Path, astronaut: np.ndarray) -> None:
+    wide = cv2.copyMakeBorder(astronaut, 0, 0, 64, 64, cv2.BORDER_REPLICATE)
+    for folder in ("wider", "video"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "wider" / "a.png"), wide)
+    record = {"image": "a.png", "width": 640, "height": 512, "boxes_xywh": [[240, 60, 90, 130]]}
+    record |= {subset: [0] for subset in ("easy", "medium", "hard")}
+    (tmp_path / "wider" / "ground_truth.jsonl").write_text(json.dumps(record))
+    clip = cv2.VideoWriter(str(tmp_path / "video" / "a.mkv"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (480, 480))
+    for k in range(12):
+        clip.write(wide[:480, 4 * k : 480 + 4 * k])
+    clip.release()
+    page = tmp_path / "page.md"
+    assert main(["steadiness", "--data", str(tmp_path), "--pictures", "1", "--report", str(page)]) == 0
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert found["photographs"] == ["a.png"]
+    for figures in found["rendered"].values():
+        assert (figures["faces"], figures["switches"]) == (1, 0)
+    still, pan = found["rendered"]["still"], found["rendered"]["pan"]
+    assert still["smooth_deg"]["worst"] < still["raw_deg"]["worst"] / 4
+    assert 0 < pan["lag_ms"]["worst"] < 60
+    assert (found["clips"][0]["frames"], found["clips"][0]["lasting"], found["clips"][0]["switches"]) == (12, 1, 0)
+    assert found["tracker"]["faces"] == 10
+    for where, count in (("clips", 12), ("rendered", 138)):
+        for engine in found["models"]:
+            row = found["fast"][where][engine]
+            assert (row["frames"], row["faces"]) == (count, count)
+            assert row["fast"]["5"]["missed"] == 0
+    assert (
+        page.read_text()
+        == f"{BEGIN}\n\n![Raw and smoothed poses against the truth](page.png)\n\n{tables(found)}\n\n{END}\n"
+    )
+    assert page.with_suffix(".png").stat().st_size > 10_000
+
+
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["steadiness", "--data", str(tmp_path), "--report", str(tmp_path / "a.md")]) == 1
     assert "ground_truth.jsonl" in capsys.readouterr().err
