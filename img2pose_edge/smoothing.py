@@ -156,7 +156,7 @@ class PoseFilter:
         """
         moved = self.speed[3:] * (time - self.seen)
         place = self.measured[4:6]
-        grown = (boxes.reshape(2, 2, -1) - place) / np.exp(moved[2])
+        grown = (boxes.reshape(2, 2, -1) - place) * np.exp(-moved[2])
         return (grown + (place + moved[:2])).reshape(4, -1)
 
     def update(self, which: np.ndarray | slice, states: np.ndarray, time: float) -> None:

@@ -209,7 +209,7 @@ class PoseTracker:
         if not all(are_sure):
             may &= sure | (recent & (similarity >= UNSURE_SIMILARITY))
         pairs = match_greedily(similarity, may, ~sure)
-        if len(pairs) < min(len(self._tracks), len(boxes)):
+        if len(pairs) < min(similarity.shape):
             # A camera that is swung round moves faces by more than their size, before their speed is known.
             left = sure & recent
             for row, column in pairs:

@@ -291,13 +291,15 @@ def test_photographs_are_spread_over_those_that_suit() -> None:
         choose_photos(wider, 1000)
 
 
-def test_a_camera_swung_round_keeps_the_ids() -> None:
-    """Faces of 50 pixels that move by 33 in a frame, before their speed is known."""
+@pytest.mark.parametrize("at_rest", [0, 5])
+def test_a_camera_swung_round_keeps_the_ids(at_rest: int) -> None:
+    """Faces of 50 pixels that move by 33 in a frame, before their speed is known, and some that do not."""
     tracker, camera = PoseTracker(), geometry.default_intrinsics(640, 480)
+    count = at_rest + 3
     for k in range(14):
         x = 60.0 + 33 * max(k - 3, 0)
-        centers = np.array([[x, 240], [x + 90, 250], [x + 180, 230]])
-        faces = make_faces(
-            np.full(3, 0.9), centers, np.full(3, 35.0), np.eye(3)[None].repeat(3, 0), np.ones(2), camera, 1.0
-        )
-        assert [t.id for t in tracker.update(faces[:: 1 - 2 * (k % 2)], k * FRAME)] == [0, 1, 2]
+        still = np.array([[60.0 + 90 * i, 420] for i in range(at_rest)]).reshape(-1, 2)
+        centers = np.concatenate([still, [[x, 240], [x + 90, 250], [x + 180, 230]]])
+        rotations = np.eye(3)[None].repeat(count, 0)
+        faces = make_faces(np.full(count, 0.9), centers, np.full(count, 35.0), rotations, np.ones(2), camera, 1.0)
+        assert [t.id for t in tracker.update(faces[:: 1 - 2 * (k % 2)], k * FRAME)] == list(range(count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from img2pose_edge.pose_references import project_face_box
 from img2pose_edge import Face, PoseTracker, TrackedFace, geometry
 from img2pose_edge.detector import make_faces
 from img2pose_edge.smoothing import (
+    PoseFilter,
     matrix_from_quaternion,
     pose_to_state,
     rotations,
@@ -390,6 +392,59 @@ def test_the_pose_decides_between_equal_boxes() -> None:
         tracked = tracker.update(right + left, k * FRAME)
         assert ids(tracked) == [0, 1]
         assert [round(result.raw.yaw) for result in tracked] == [50, -50]
+        np.testing.assert_allclose([result.face.yaw for result in tracked], [50, -50], atol=1e-6)
+
+
+def test_the_more_alike_pair_first_mixes_no_poses() -> None:
+    """The second track resembles its face more than the first does: it is matched first."""
+    tracker = PoseTracker()
+    tracker.update(see([300, 240], 60, [0, 20, 0]) + see([330, 240], 60, [0, -20, 0]), 0.0)
+    for k in range(1, 5):
+        faces = see([330, 240], 60, [0, -20, 0]) + see([308, 240], 60, [0, 15, 0])
+        tracked = tracker.update(faces, k * FRAME)
+        assert ids(tracked) == [0, 1]
+        assert [round(result.raw.yaw) for result in tracked] == [15, -20]
+        assert 14 < tracked[0].face.yaw < 21
+        assert tracked[1].face.yaw == pytest.approx(-20)
+
+
+def test_unsure_faces_must_resemble_more() -> None:
+    def follow(score: float) -> list[TrackedFace]:
+        tracker = PoseTracker(sure_score=0.5)
+        tracker.update(see([320, 240], 60, [0, 0, 0]), 0.0)
+        return tracker.update(see([360, 240], 60, [0, 0, 0], score=score), FRAME)  # a third of the two boxes' area
+
+    assert len(follow(0.6)) == 1
+    assert not follow(0.4)
+
+
+def test_at_first_the_mean_of_what_was_seen_is_taken() -> None:
+    """With a filter that hardly moves: of a first value that is far off no more stays than of the others."""
+    tracker = PoseTracker(min_cutoff=1e-3, speed_slope=0)
+    yaws = [9.0, 0, 3, 0, 3]
+    for k, yaw in enumerate(yaws, 1):
+        face = one(tracker.update(see([320, 240], 60, [0, yaw, 0]), k * FRAME)).face
+        assert face.yaw == pytest.approx(np.mean(yaws[:k]), abs=0.02)
+
+
+def test_a_face_that_comes_nearer_is_expected_larger() -> None:
+    filter_ = PoseFilter(0.1, 3.5, 0.7)
+    near = pose_to_state(np.array([[0, 0, 0, 1, 0, 10.0]]).T)
+    filter_.add(near, 0.0)
+    filter_.speed[5] = -np.log(2)  # twice as near in a second
+    box = np.array([[0.0, -0.1, 0.2, 0.1]]).T  # about (0.1, 0)
+    np.testing.assert_allclose(filter_.expected_boxes(box, 1.0)[:, 0], [-0.1, -0.2, 0.3, 0.2])
+
+
+def test_who_came_nearer_and_is_long_gone_disturbs_nobody() -> None:
+    tracker = PoseTracker(patience=1e5)
+    for k in range(10):
+        tracker.update(see([320, 240], 40 * 1.2**k, [0, 0, 0]), k * FRAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for moment in (3000.0, 9000.0):
+            tracker.predict(moment)
+            tracker.update(see([100, 100], 60, [0, 0, 0]), moment)
 
 
 def test_a_resized_picture_changes_nothing() -> None:
