@@ -17,7 +17,7 @@ from img2pose_edge.detector import PoseDetector
 from img2pose_edge.draw import BOX_COLOR, FARTHEST, draw_faces
 from img2pose_edge.face import Face
 from img2pose_edge.fast import FastDetector
-from img2pose_edge.files import not_yet, open_to_write, real, remove
+from img2pose_edge.files import check_writable, not_yet, real, remove
 from img2pose_edge.look import Looked, look
 from img2pose_edge.progress import track
 from img2pose_edge.rows import RowWriter, table_suffix
@@ -42,7 +42,7 @@ def record(
     detector: PoseDetector,
     *,
     out: str | PathLike[str] | None = None,
-    rows: Sequence[str | PathLike[str]] = (),
+    rows: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     tracker: PoseTracker | None = None,
     calibration: Calibration | None = None,
     every: int = 1,
@@ -76,6 +76,7 @@ def record(
     """
     if not isinstance(source, Source):
         source = Source(source)
+    rows = [rows] if isinstance(rows, (str, PathLike)) else rows
     film, tables = Path(out) if out else None, [Path(path) for path in rows]
     paths = [*([film] if film else []), *tables]
     outputs: _Outputs | None = None
@@ -83,8 +84,8 @@ def record(
     frames = found = 0
     begins = 0.0
     with source, ExitStack() as opened:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
+        if not isinstance(every, (int, np.integer)) or isinstance(every, bool) or every < 1:
+            raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
         crops = FastDetector(detector, fast) if fast else None
         check_paths(paths, source)
         for path in tables:  # before any output is opened, and so emptied
@@ -137,14 +138,16 @@ class _Outputs:
         new = [place for path in (out, *rows) if path for place in not_yet(path)]
         self._files = ExitStack()
         try:
-            for path in (out, *rows):
-                if path:
-                    open_to_write(path, "ab").close()  # one that cannot be written fails before any is emptied
+            if out:
+                check_writable(out)
+            # One that cannot be written, or that somebody else writes, fails before any is emptied.
+            self._tables = [self._files.enter_context(RowWriter(path, begin=False)) for path in rows]
             self._video = None
             if out:
                 film = VideoWriter(out, (size[0], size[1]), source.rate, sound, source.pixel_aspect)
                 self._video = self._files.enter_context(film)
-            self._tables = [self._files.enter_context(RowWriter(path)) for path in rows]
+            for table in self._tables:
+                table.begin()
         except BaseException:
             self._files.close()
             remove(new)

@@ -35,12 +35,12 @@ Row = dict[str, Any]
 
 
 def open_alone(path: Path) -> BinaryIO:
-    """A file to write to from its beginning, locked, so that the rows of two programs do not mingle in it.
+    """A file to write to, locked, so that the rows of two programs do not mingle in it; not emptied yet.
 
     Raises:
         OSError: naming it, if it cannot be written, or another :class:`RowWriter` has it open.
     """
-    file = open_to_write(path, "ab")  # emptied once it is known to be ours
+    file = open_to_write(path, "ab")
     if not path.is_file():  # a pipe
         return file
     try:
@@ -51,8 +51,6 @@ def open_alone(path: Path) -> BinaryIO:
         raise OSError(f"cannot write {path}: another program is writing it") from error
     except OSError:  # a file system without locks
         pass
-    file.seek(0)
-    file.truncate()
     return file
 
 
@@ -81,10 +79,11 @@ class RowWriter:
     row, and if the machine dies :func:`read_rows` leaves out the unfinished one.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], *, begin: bool = True) -> None:
         """
         Args:
             path: ending in ``.csv`` or ``.jsonl``; missing folders are made, an old file is replaced.
+            begin: with False the old content stays until :meth:`begin`, while no other writer can have the file.
 
         Raises:
             ValueError: for another suffix.
@@ -93,6 +92,14 @@ class RowWriter:
         path = Path(path)
         self._csv = table_suffix(path) == ".csv"
         self._file = open_alone(path)
+        if begin:
+            self.begin()
+
+    def begin(self) -> None:
+        """Empty the file; a CSV gets its header."""
+        if Path(self._file.name).is_file():  # and no device or pipe
+            self._file.seek(0)
+            self._file.truncate()
         if self._csv:
             self._append(",".join(COLUMNS) + "\n")
 
@@ -181,7 +188,7 @@ def read_rows(path: str | PathLike[str]) -> list[Row]:
             row = _from_csv(line) if suffix == ".csv" else json.loads(line)
             if not isinstance(row, dict) or tuple(row) != COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, csv.Error, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is no row: {error}") from error
         rows.append(row)
     return rows

@@ -147,8 +147,9 @@ class PoseTracker:
         """
         if not self._time < time < math.inf:
             raise ValueError(f"time must be finite and later than the last frame's, {self._time} s, got {time!r}")
+        faces = list(faces)
         poses = check_faces(faces)
-        if len(faces):
+        if faces:
             self._camera = faces[0].intrinsics
         # Frames may be further apart than patience: a face of the last one is not lost.
         alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
@@ -156,7 +157,7 @@ class PoseTracker:
             self._filter.keep(alive)
             self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
         with np.errstate(over="ignore", invalid="ignore"):  # of faces predicted beside the camera
-            if len(faces):
+            if faces:
                 self._continue_and_begin(faces, pose_to_state(poses.T.copy()), time)
             self._time = time
             return self._result(time, predicted)

@@ -68,6 +68,8 @@ ENDING = re.compile(r"filesrc|splitmuxsrc|giosrc|httpsrc|num-buffers|\b(file|htt
 TICK = Fraction(1, 90000)
 """Seconds; the clock of written videos."""
 ENCODER: Final = "libx264"
+LARGEST = 16384
+"""Pixels of a side that it takes."""
 STREAMED = (".mjpg", ".mjpeg", ".cgi")
 """What addresses of web cameras end in; other web addresses are files if they tell how long they are."""
 
@@ -123,7 +125,7 @@ class Source:
         """
         if rate is not None:
             check_rate(rate)
-        if camera_size is not None and not (len(camera_size) == 2 and min(camera_size) > 0):
+        if camera_size is not None and (np.shape(camera_size) != (2,) or min(camera_size) <= 0):
             raise ValueError(f"camera_size must be a width and a height in pixels, got {camera_size!r}")
         self._address = str(source)
         if not self._address:
@@ -156,7 +158,7 @@ class Source:
         if file:  # FFmpeg takes what stands before a colon for a protocol
             self._address = os.path.abspath(path)
         if folder:
-            self._paths = sorted(filter(is_image, path.iterdir()), key=_counted)
+            self._paths = sorted(filter(is_image, path.iterdir()), key=lambda image: (_counted(image), image.name))
             if not self._paths:
                 raise ValueError(f"folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
             self.frames, self.rate = len(self._paths), rate or FOLDER_RATE
@@ -561,8 +563,8 @@ class VideoWriter:
             raise ImportError('writing videos needs PyAV: pip install "img2pose-edge[video]"') from error
         path = Path(path)
         check_video_suffix(path)
-        if min(size) < 2:
-            raise ValueError(f"a video's frames are at least 2x2 pixels, got {size[1]}x{size[0]}")
+        if not 2 <= min(size) <= max(size) <= LARGEST:
+            raise ValueError(f"a video's frames are 2x2 to {LARGEST}x{LARGEST} pixels, got {size[1]}x{size[0]}")
         check_rate(rate)
         try:
             av.codec.Codec(ENCODER, "w")
@@ -611,8 +613,10 @@ class VideoWriter:
         if image.shape != (*self._size, 3) or image.dtype != np.uint8:
             wanted = f"({self._size[0]}, {self._size[1]}, 3) uint8"
             raise ValueError(f"frames of {self.path} are {wanted}, got {image.shape} {image.dtype}")
-        if not math.isfinite(moment):
-            raise ValueError(f"a frame's time must be finite, got {moment!r}")
+        if not abs(moment) < 2**62 * TICK:
+            raise ValueError(f"a frame's time must be finite, in seconds, got {moment!r}")
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
         try:
             self._worker.submit(self._write, image, moment).result()
         except self._av.FFmpegError as error:

@@ -354,7 +354,11 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(text + "a,b\n")
     with pytest.raises(ValueError, match="line 3 is no row"):
         read_rows(tmp_path / "bad.csv")
-    for line in ('{"image": 3}', "[1, 2]", "{", "3"):
+    for line in ("a\rb,c", "x" * 200_000):
+        (tmp_path / "bad.csv").write_text(text + line + "\n")
+        with pytest.raises(ValueError, match="line 3 is no row"):
+            read_rows(tmp_path / "bad.csv")
+    for line in ('{"image": 3}', "[1, 2]", "{", "3", "[" * 100_000):
         (tmp_path / "bad.jsonl").write_text(line + "\n")
         with pytest.raises(ValueError, match="line 1 is no row"):
             read_rows(tmp_path / "bad.jsonl")

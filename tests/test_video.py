@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -24,7 +25,7 @@ from img2pose_edge import PoseDetector
 from img2pose_edge.cli import main
 from img2pose_edge.face import Face
 from img2pose_edge.record import record
-from img2pose_edge.rows import read_rows
+from img2pose_edge.rows import RowWriter, read_rows
 from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Frame, NotOpen, Source, VideoWriter, is_open_gif, without_password
 
@@ -80,6 +81,16 @@ def test_a_folder_gives_its_images_in_order(tmp_path: Path) -> None:
     with Source(tmp_path, rate=10) as source:
         assert source.frames == 3
         assert [(number_of(f.image), f.time) for f in source] == [(0, 0.0), (1, 0.1), (2, 0.2)]
+
+
+def test_names_of_one_number_come_in_their_own_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["001.png", "01.png", "1.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), numbered(1))
+    listed = [tmp_path / name for name in ("1.png", "001.png", "01.png")]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    with Source(tmp_path) as source:
+        assert [Path(frame.name or "").name for frame in source] == names
 
 
 class Camera:
@@ -428,6 +439,7 @@ def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
 def test_a_killed_writer_leaves_a_video_that_plays(tmp_path: Path) -> None:
     path = tmp_path / "cut.mp4"
     code = f"""
+import threading
 import time
 from contextlib import suppress
 from itertools import pairwise
@@ -815,6 +827,30 @@ def test_a_failed_start_leaves_old_files_as_they_were(people: Path, tmp_path: Pa
     assert old.read_bytes() == b"a dear video"
 
 
+def test_a_table_that_another_program_writes_costs_no_other_output(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, first, busy = (tmp_path / name for name in ("old.mp4", "first.csv", "busy.jsonl"))
+    old.write_bytes(b"a dear video")
+    first.write_text("dear rows\n")
+    with RowWriter(busy):
+        outputs = ["--out", str(old), "--csv", str(first), "--jsonl", str(busy)]
+        assert main(["video", str(people), *outputs, "--threads", "1"]) == 1
+    assert "another program is writing it" in capsys.readouterr().err
+    assert (old.read_bytes(), first.read_text()) == (b"a dear video", "dear rows\n")
+
+
+def test_a_table_may_be_a_pipe_beside_a_video(people: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.csv"
+    os.mkfifo(pipe)
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    record(str(people), PoseDetector(threads=1), out=tmp_path / "a.mp4", rows=pipe)
+    reader.join(10)
+    assert len(received[0].splitlines()) > 2
+
+
 def test_a_table_on_a_full_disk_ends_with_a_whole_row(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     code = """
@@ -1093,6 +1129,9 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
         Source("")
     with pytest.raises(ValueError, match="got True"):
         Source(True)
+    for size in (5, (640,), (0, 480)):
+        with pytest.raises(ValueError, match="camera_size must be a width and a height in pixels"):
+            Source(0, camera_size=size)  # type: ignore[arg-type]
     for rate in (0, float("nan"), "25", 1e10):
         with pytest.raises(ValueError, match="rate must be a positive number of frames a second"):
             Source(tmp_path, rate)  # type: ignore[arg-type]
@@ -1120,21 +1159,31 @@ def test_times_of_a_live_source_advance_where_the_clock_does_not(monkeypatch: py
 
 def test_a_writer_names_frames_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    for size, rate, what in (((1, 1), 25, "at least 2x2"), ((48, 64), float("inf"), "rate must be a positive")):
+    for size, rate, what in (
+        ((1, 1), 25, "2x2 to 16384x16384 pixels, got 1x1"),
+        ((48, 17000), 25, "got 17000x48"),
+        ((48, 64), float("inf"), "rate must be a positive"),
+    ):
         with pytest.raises(ValueError, match=what):
             VideoWriter(path, size, rate)
     with VideoWriter(path, (48, 64), Fraction(30000, 1001)) as writer:  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"are \(48, 64, 3\) uint8, got \(64, 48, 3\) uint8"):
             writer.write(np.zeros((64, 48, 3), np.uint8), 0.0)
-        with pytest.raises(ValueError, match="time must be finite"):
-            writer.write(np.zeros((48, 64, 3), np.uint8), float("nan"))
+        for moment in (float("nan"), 1e15):
+            with pytest.raises(ValueError, match="time must be finite"):
+                writer.write(np.zeros((48, 64, 3), np.uint8), moment)
+    with pytest.raises(ValueError, match=r"a\.mp4 is closed"):
+        writer.write(np.zeros((48, 64, 3), np.uint8), 0.0)
     assert not path.exists(), "a video without frames"
 
 
 def test_wrong_commands_are_told(people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, what in (
         ([str(people)], "nothing to write or send"),
-        ([str(people), "--csv", str(tmp_path / "a.csv"), "--every", "0"], "every must be at least 1, got 0"),
+        (
+            [str(people), "--csv", str(tmp_path / "a.csv"), "--every", "0"],
+            "every must be a whole number of at least 1, got 0",
+        ),
         ([str(people), "--csv", str(tmp_path / "a.txt")], ".csv"),
         (["absent.mp4", "--csv", str(tmp_path / "a.csv")], "no video absent.mp4"),
     ):
