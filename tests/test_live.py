@@ -19,6 +19,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -49,7 +51,7 @@ from websockets.sync.client import connect
 
 from img2pose_edge.header import image_size
 from img2pose_edge.live import capture as capture_module
-from img2pose_edge.live import command, security, server
+from img2pose_edge.live import command, security, server, shared
 from img2pose_edge.live.capture import Capture, source_name
 from img2pose_edge.live.shared import SharedDetector
 
@@ -247,10 +249,9 @@ def test_settings_are_small(client: TestClient) -> None:
     assert error(client.post("/settings", content=b"x")).startswith("settings must be a JSON object: Expecting value")
 
 
-def test_connections_on_which_nothing_is_asked_are_closed(
-    monkeypatch: pytest.MonkeyPatch, clip: Path, detector: SharedDetector
-) -> None:
-    monkeypatch.setattr(command, "SILENT", 0.3)
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch, clip: Path, detector: SharedDetector) -> Iterator[int]:
+    """What the command runs; its port."""
     listener = command.listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     monkeypatch.setattr(command, "listen", lambda host, port: listener)
@@ -264,8 +265,19 @@ def test_connections_on_which_nothing_is_asked_are_closed(
     monkeypatch.setattr(uvicorn.Server, "run", keep)
     thread = threading.Thread(target=command.serve, args=(str(clip), detector, "127.0.0.1", 0), daemon=True)
     thread.start()
-    address = ("127.0.0.1", port)
     try:
+        yield port
+    finally:
+        made[0].should_exit = True
+        thread.join(10)
+
+
+def test_connections_on_which_nothing_is_asked_are_closed(
+    monkeypatch: pytest.MonkeyPatch, clip: Path, detector: SharedDetector
+) -> None:
+    monkeypatch.setattr(command, "SILENT", 0.3)
+    with served(monkeypatch, clip, detector) as port:
+        address = ("127.0.0.1", port)
         silent, half, spent = (socket.create_connection(address, 10) for _ in range(3))
         half.sendall(b"GET /settings HTTP/1.1\r\nHost: 127")
         spent.sendall(b"GET /face.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -290,9 +302,64 @@ def test_connections_on_which_nothing_is_asked_are_closed(
                 taken += len(part)
         deaf.close()
         assert taken < 7_000_000, "who takes no answer is cut off"
-    finally:
-        made[0].should_exit = True
-        thread.join(10)
+
+
+@pytest.mark.parametrize("most", ["CONNECTIONS", "OF_ONE"])
+def test_connections_are_bounded(
+    most: str, monkeypatch: pytest.MonkeyPatch, clip: Path, detector: SharedDetector
+) -> None:
+    monkeypatch.setattr(command, most, 6)
+    with served(monkeypatch, clip, detector) as port:
+        time.sleep(0.5)  # until it serves
+        connections = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(30)]
+        time.sleep(0.5)
+        open_still = 0
+        for connection in connections:
+            connection.setblocking(False)
+            try:
+                connection.recv(1)
+            except BlockingIOError:
+                open_still += 1
+            except ConnectionResetError:
+                pass
+        assert open_still == (6 if most == "OF_ONE" else 11)
+        for connection in connections:
+            connection.close()
+        time.sleep(0.3)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/settings", timeout=10) as answer:
+            assert answer.status == 200, "there is room again"
+
+
+def test_a_refusal_reaches_who_sends_first_and_reads_then(clip: Path, detector: SharedDetector) -> None:
+    def post(port: int, size: int, **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/detect", bytes(size), headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        return refused.value.code, json.loads(refused.value.read())["error"]
+
+    with running(server.make_app(Capture(clip, detector), "secret")) as port:
+        assert post(port, 20_000_000)[0] == 401
+        allowed = {"Authorization": "Bearer secret"}
+        status, why = post(port, 40_000_000, **allowed)
+        assert (status, why) == (413, "the body is too large: at most 16 MiB are accepted")
+        assert post(port, 20_000_000, Origin="http://evil.example", **allowed)[0] == 403
+        for _ in range(2 * security.BURST):
+            status, why = post(port, 1, **allowed)
+        assert status == 429
+        assert post(port, 10_000_000, **allowed)[0] == 429
+
+
+def test_a_fault_of_ours_is_told_as_json(
+    clip: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("an engine's own")
+
+    monkeypatch.setattr(SharedDetector, "look", fail)
+    app = server.make_app(Capture(clip, detector))
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as client:
+        answer = client.post("/detect", content=photo)
+    assert (answer.status_code, error(answer)) == (500, "the server failed: its log tells why")
 
 
 def test_a_huge_upload_is_answered_before_it_ends(clip: Path, detector: SharedDetector, photo: bytes) -> None:
@@ -636,6 +703,18 @@ def test_frames_arrive_with_their_faces(client: TestClient) -> None:
     assert numbers == sorted(set(numbers))
 
 
+def test_no_more_faces_are_told_than_anybody_can_tell_apart(camera: type[Camera]) -> None:
+    for smooth in (False, True):
+        detector = SharedDetector(threads=1, score_threshold=0.0, smooth=smooth)
+        with (
+            TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+            client.websocket_connect(CAMERA) as watching,
+        ):
+            faces = next_message(watching)["faces"]
+        assert 0 < len(faces) <= shared.MOST_FACES
+        assert max(face["score"] for face in faces) > 0.5
+
+
 def test_large_pictures_are_sent_smaller(astronaut: np.ndarray) -> None:
     data = capture_module.encode(cv2.resize(astronaut, (2000, 1000)))
     assert image_size(data) == (1280, 640)
@@ -850,7 +929,7 @@ def test_a_picture_that_is_held_is_sent_again(
     names: list[str], tmp_path: Path, detector: SharedDetector, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("img2pose_edge.live.capture.HOLD", 0.1)
-    monkeypatch.setattr(server, "STALLED", 0.8)
+    monkeypatch.setattr(capture_module, "STALLED", 0.8)
     for name in names:
         (tmp_path / name).write_bytes(photo)
     with (
@@ -953,13 +1032,19 @@ def test_a_camera_that_is_pulled_out_is_told_and_comes_back(
 def test_a_camera_that_hangs_is_told(
     camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "STALLED", 0.1)
-    monkeypatch.setattr(camera, "__iter__", lambda self: iter([time.sleep(1.0)]))
-    with (
-        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
-        client.websocket_connect(CAMERA) as socket,
-    ):
-        assert next_message(socket) == {"type": "trouble", "message": "camera 0 has given no frame for 0.1 s"}
+    def hang(self: Camera) -> Iterator[Frame]:
+        yield Frame(self.image, 0, 0.0)
+        time.sleep(2)
+
+    monkeypatch.setattr(capture_module, "STALLED", 0.3)
+    monkeypatch.setattr(camera, "__iter__", hang)
+    told = {"type": "trouble", "message": "camera 0 has given no frame for 0.3 s"}
+    with TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client:
+        with client.websocket_connect(CAMERA) as socket:
+            assert until(socket, lambda m: m["type"] == "frame")["number"] == 1
+            assert next_message(socket) == told
+        with client.websocket_connect(CAMERA) as socket:
+            assert next_message(socket) == told, "not the picture from before it hung"
 
 
 def test_the_camera_is_held_only_while_someone_looks(

@@ -27,6 +27,8 @@ RETRY = 2.0
 """Seconds after which a camera that is gone is tried again."""
 LINGER = 5.0
 """Seconds that the camera stays open when nobody looks."""
+STALLED = 3.0
+"""Seconds without a frame after which clients are told."""
 HOLD = 1.0
 """Seconds after which a picture of a file that is still shown is sent again."""
 LONGEST = 1280
@@ -44,12 +46,14 @@ class Shot:
         text: a JSON object.
         jpeg: the picture; empty of trouble.
         taken: ``time.monotonic()`` when the camera gave the frame.
+        made: the same when the shot was complete.
     """
 
     number: int
     text: str
     jpeg: bytes
     taken: float
+    made: float
 
 
 class Capture:
@@ -78,6 +82,7 @@ class Capture:
         self.detector = detector
         self.name = source_name(str(source))
         self.watchers = 0
+        self.stalled = STALLED
         self._last_look = -LINGER
         self._trouble = ""
         self._tracker: PoseTracker | None = None
@@ -108,10 +113,10 @@ class Capture:
             self._last_look = time.monotonic()
 
     async def newer(self, number: int) -> Shot:
-        """The newest shot, as soon as there is one after ``number``."""
+        """The newest shot, as soon as there is one after ``number`` that is not from before the camera hung."""
         while True:
             shot = self._shot
-            if shot is not None and shot.number > number:
+            if shot is not None and shot.number > number and time.monotonic() - shot.made < self.stalled:
                 return shot
             await self._new.wait()
 
@@ -201,7 +206,8 @@ class Capture:
     def _publish(self, message: dict[str, Any], jpeg: bytes = b"", taken: float | None = None) -> None:
         self._number += 1
         message = {**message, "number": self._number, "settings": asdict(self.detector.settings)}
-        self._shot = Shot(self._number, json.dumps(message), jpeg, time.monotonic() if taken is None else taken)
+        now = time.monotonic()
+        self._shot = Shot(self._number, json.dumps(message), jpeg, now if taken is None else taken, now)
         with suppress(RuntimeError):  # the loop is closed: the server ends
             self._loop.call_soon_threadsafe(self._wake)
 

@@ -23,6 +23,8 @@ LEAST_TOKEN = 16
 TOKEN = re.compile(r"[\w-]+", re.ASCII)
 SILENT = 10.0
 """Seconds after which a connection without a whole request is closed."""
+CONNECTIONS, OF_ONE = 250, 150
+"""At once, and of them of one address. Each is an open file, of which a process often may have 1024."""
 
 
 def serve(
@@ -85,7 +87,11 @@ def serve(
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._look_again(None, 0)
+            same = sum(peer(other.transport) == peer(transport) for other in self.connections)
+            if len(self.connections) > CONNECTIONS + 5 or same > OF_ONE:  # a few more are still told that it is full
+                transport.abort()
+            else:
+                self._look_again(None, 0)
 
         def _look_again(self, cycle: Any, waiting: int) -> None:
             self.loop.call_later(SILENT, self._close_if_silent, cycle, waiting)
@@ -118,10 +124,16 @@ def serve(
         ws_max_size=1024,
         ws_per_message_deflate=False,  # JPEG is compressed
         http=Impatient,
-        limit_concurrency=250,
+        limit_concurrency=CONNECTIONS,
+        backlog=64,
         timeout_graceful_shutdown=1,
     )
     Server(config).run(sockets=[listener])
+
+
+def peer(transport: Any) -> str:
+    """The address that a connection comes from."""
+    return str((transport.get_extra_info("peername") or [""])[0])
 
 
 def listen(host: str, port: int) -> socket.socket:

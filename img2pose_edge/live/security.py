@@ -8,6 +8,7 @@ import ipaddress
 import re
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY, MAX_SETTINGS = 16 * 2**20, 2**16
 UPLOAD_SECONDS = 30.0
+MAX_LATE, LATE_SECONDS = 64 * 2**20, 5.0
+"""Bytes, and for how long, of a body that is refused."""
 BURST, PER_SECOND = 20, 5.0
 """Requests at once, and on average, of one address."""
 ADDRESSES = 1000
@@ -114,6 +117,38 @@ class BodyLimit:
             return message
 
         await self.app(scope, limited, send)
+
+
+class LateBody:
+    """Takes what is left of the body of a request that is answered before its end, for a while: on a connection that is
+    closed while the client still sends, many never see the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        arriving = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+        async def watched() -> Message:
+            nonlocal arriving
+            message = await receive()
+            arriving = arriving and bool(message.get("more_body"))
+            return message
+
+        async def patient(message: Message) -> None:
+            if not arriving or message["type"] != "http.response.body" or message.get("more_body"):
+                await send(message)
+                return
+            await send({**message, "more_body": True})  # the answer is whole, and on its way
+            taken, until = 0, time.monotonic() + LATE_SECONDS
+            with suppress(asyncio.TimeoutError):
+                while arriving and taken < MAX_LATE:
+                    more = await asyncio.wait_for(watched(), until - time.monotonic())
+                    taken += len(more.get("body", b""))
+            await send({"type": "http.response.body", "body": b""})
+
+        await self.app(scope, watched, patient)
 
 
 class SafeHeaders:

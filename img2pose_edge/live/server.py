@@ -29,7 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from img2pose_edge.geometry import FACE_UNIT_MM
 from img2pose_edge.header import check_size
 from img2pose_edge.live.capture import Capture
-from img2pose_edge.live.security import BodyLimit, Guard, RateLimit, SafeHeaders
+from img2pose_edge.live.security import BodyLimit, Guard, LateBody, RateLimit, SafeHeaders
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.preprocess import load_image
 
@@ -37,8 +37,6 @@ STATIC = Path(__file__).with_name("static")
 MAX_CLIENTS = 100
 MAX_PICTURES = 8
 """Of ``POST /detect`` at once: each is in memory."""
-STALLED = 3.0
-"""Seconds without a frame after which clients are told."""
 
 
 def make_app(capture: Capture, token: str | None = None) -> Starlette:
@@ -120,23 +118,28 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
             WebSocketRoute("/ws", watch),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(SafeHeaders), Middleware(Guard, token=token), Middleware(BodyLimit)],
-        exception_handlers={HTTPException: tell, ClientDisconnect: nobody},
+        middleware=[
+            Middleware(SafeHeaders),
+            Middleware(LateBody),
+            Middleware(Guard, token=token),
+            Middleware(BodyLimit),
+        ],
+        exception_handlers={HTTPException: tell, ClientDisconnect: nobody, Exception: broken},
         lifespan=lifespan,
     )
 
 
 async def send_shots(socket: WebSocket, capture: Capture) -> None:
     """The newest shot each time the client asks."""
-    number = 0
+    number, stalled = 0, capture.stalled
     while True:
         if (await socket.receive())["type"] == "websocket.disconnect":
             return
         asked = time.monotonic()
         try:
-            shot = await asyncio.wait_for(capture.newer(number), STALLED)
+            shot = await asyncio.wait_for(capture.newer(number), stalled)
         except asyncio.TimeoutError:
-            message = f"{capture.name} has given no frame for {STALLED:g} s"
+            message = f"{capture.name} has given no frame for {stalled:g} s"
             await socket.send_text(json.dumps({"type": "trouble", "message": message}))
             continue
         number = shot.number
@@ -203,6 +206,11 @@ async def face(_: Request) -> Response:
 async def tell(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def broken(_: Request, __: Exception) -> Response:
+    """A fault of ours, which the log tells."""
+    return JSONResponse({"error": "the server failed: its log tells why"}, 500)
 
 
 async def nobody(_: Request, __: Exception) -> Response:

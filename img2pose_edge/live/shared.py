@@ -19,6 +19,8 @@ from img2pose_edge.look import Looked, look
 from img2pose_edge.manifest import bundled_models, find_model
 from img2pose_edge.tracking import PoseTracker
 
+MOST_FACES = 200
+"""Of a frame, the best: at a threshold of 0 there are thousands, none of which anybody could tell apart."""
 MAX_INPUT_SIZE = 1920
 """Pixels; the memory that a network takes grows with its input."""
 
@@ -76,7 +78,7 @@ class Stream:
         self._crops = FastDetector(detector, settings.fast) if settings.fast else None
 
     def detect(self, image: np.ndarray, moment: float, intrinsics: np.ndarray) -> Faces:
-        """Faces of the next frame, best first.
+        """Faces of the next frame, best first, at most :data:`MOST_FACES`.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -85,9 +87,11 @@ class Stream:
         """
         if self._crops is None:
             least = self.tracker.least_score if self.tracker else self.settings.score_threshold
-            return find(self._detector, replace(self.settings, score_threshold=least), image, intrinsics)
-        size, threshold = self.settings.input_size, self.settings.score_threshold
-        return self._crops.detect(image, moment, input_size=size, score_threshold=threshold, intrinsics=intrinsics)
+            found = find(self._detector, replace(self.settings, score_threshold=least), image, intrinsics)
+        else:
+            size, threshold = self.settings.input_size, self.settings.score_threshold
+            found = self._crops.detect(image, moment, input_size=size, score_threshold=threshold, intrinsics=intrinsics)
+        return found[:MOST_FACES]
 
 
 class SharedDetector:

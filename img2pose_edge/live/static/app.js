@@ -7,6 +7,7 @@ const SIZES = [320, 480, 640, 960, 1280, 1920];
 const MAX_BYTES = 16 * 2 ** 20;
 const FULL = 1013; // the server's reason to close: so many watch already, as it has said
 const SILENT = 10e3; // milliseconds without an answer, which the server gives within 3 s: the connection is lost
+const SLOW = 60e3; // milliseconds that the picture of an answer may take
 const HELD = 10e3; // milliseconds for which a list that was touched, and perhaps only closed again, is left alone
 const LONGEST = 4096; // pixels of the canvas: browsers have limits of their own, and show nothing beyond
 const REST = 150; // milliseconds for which a control must rest before it is sent: a key that is held changes it often
@@ -14,10 +15,11 @@ const byId = (id) => document.getElementById(id);
 const view = byId("view"), context = view.getContext("2d");
 
 let reference, heads, socket;
-let shown = null; // what is on the canvas: { message, picture }
+let shown = null; // what is on the canvas: { message, picture, since }
 let photograph = null; // file that is shown instead of the camera
 let asked = 0;
 let silence = 0; // timer of the answer that is waited for
+let lost = () => {}; // ends a connection that is silent
 let pending = false; // a frame has been asked for
 let changing = 0; // settings on their way: frames still tell the old ones
 let pulled = null; // the control that the reader holds
@@ -34,7 +36,8 @@ function notice(text, seconds = 0) {
 
 function show(message, picture) {
   shown?.picture !== picture && shown?.picture.close();
-  shown = { message, picture };
+  shown = { message, picture, since: new Date() };
+  view.classList.remove("lost");
   heads?.set(message);
   draw();
   fillTable(message.faces);
@@ -106,9 +109,13 @@ function connect(wait = 1000) {
     try {
       if (typeof data === "string") {
         message = JSON.parse(data);
-        if (message.type === "frame") return; // its picture follows
+        if (message.type === "frame") { // its picture follows
+          clearTimeout(silence);
+          silence = setTimeout(lost, SLOW);
+          return;
+        }
         if (!photograph) notice(message.message);
-        stopFigures();
+        stopCamera();
       } else {
         await showFrame(message, data);
       }
@@ -121,7 +128,7 @@ function connect(wait = 1000) {
   };
   socket.onclose = ({ code }) => {
     clearTimeout(silence);
-    stopFigures();
+    stopCamera();
     if (!photograph && code !== FULL) notice("No connection to the server; trying again.");
     setTimeout(() => start(Math.min(2 * wait, 8000)), wait);
   };
@@ -133,11 +140,12 @@ function next() {
   asked = performance.now();
   socket.send("next");
   const { onclose } = socket;
-  silence = setTimeout(() => { // a closing handshake would wait for an answer, too
+  lost = () => { // a closing handshake would wait for an answer, too
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.close();
     onclose({});
-  }, SILENT);
+  };
+  silence = setTimeout(lost, SILENT);
 }
 
 async function showFrame(message, jpeg) {
@@ -162,6 +170,18 @@ function stopFigures() {
   byId("rate").textContent = byId("latency").textContent = "–";
 }
 
+// What was there is not there now.
+function stopCamera() {
+  stopFigures();
+  if (!shown || photograph) return;
+  shown.message = { ...shown.message, faces: [] };
+  heads?.set(shown.message);
+  draw();
+  view.classList.add("lost");
+  byId("faces").replaceChildren();
+  byId("count").textContent = byId("detection").textContent = "–";
+}
+
 // --- photographs ---------------------------------------------------------------------------------
 
 let photographs = 0; // asked about; the answer to one that another has followed, or that was left, is too late
@@ -176,7 +196,8 @@ async function detect(file) {
     photograph = file;
     byId("back").hidden = false;
     stopFigures();
-    notice(message.note);
+    const turned = (picture.width > picture.height) !== (message.width > message.height);
+    notice(turned ? "This browser does not turn the picture as its EXIF says: what is drawn lies beside the faces." : message.note);
     show(message, picture);
   } catch (error) {
     if (number === photographs) notice(`${file.name}: ${error.message}`, 6);
@@ -216,7 +237,7 @@ byId("snapshot").onclick = () => {
   view.toBlob((blob) => {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(blob);
-    link.download = `faces-${new Date().toISOString().replace(/[:.]/g, "-")}.png`;
+    link.download = `faces-${shown.since.toISOString().replace(/[:.]/g, "-")}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }, "image/png");
@@ -288,12 +309,14 @@ for (const id of ["boxes", "axes", "mask"]) byId(id).onchange = draw;
 // --- start ---------------------------------------------------------------------------------------
 
 async function makeHeads() {
+  let why = "They could not be loaded (reload the page)";
   try {
     const { Heads } = await import("./heads.js");
+    why = "This browser has no WebGL";
     heads = new Heads(byId("space"), reference);
   } catch (error) {
     console.warn(error);
-    byId("space").nextElementSibling.textContent = "This browser has no WebGL: no masks and no heads in space.";
+    byId("space").nextElementSibling.textContent = `${why}: no masks and no heads in space.`;
     byId("mask").disabled = true;
   }
 }

@@ -93,7 +93,7 @@ export class Heads {
       "+": () => enlarge(100), "=": () => enlarge(100), "-": () => enlarge(-100),
     };
     canvas.addEventListener("keydown", (event) => {
-      if (!keys[event.key] || event.ctrlKey || event.metaKey) return;
+      if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
       keys[event.key]();
     });

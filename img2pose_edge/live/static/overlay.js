@@ -28,10 +28,11 @@ export function drawBox(context, face, color, unit) {
   const text = (face.id === undefined ? "" : `#${face.id}  `) + face.score.toFixed(2);
   context.font = `${13 * unit}px system-ui, sans-serif`;
   const width = context.measureText(text).width + 8 * unit;
+  const bottom = Math.max(y1, 18 * unit); // within the picture
   context.fillStyle = color;
-  context.fillRect(x1 - unit, y1 - 18 * unit, width, 18 * unit);
+  context.fillRect(x1 - unit, bottom - 18 * unit, width, 18 * unit);
   context.fillStyle = "#0b0f14";
-  context.fillText(text, x1 + 3 * unit, y1 - 5 * unit);
+  context.fillText(text, x1 + 3 * unit, bottom - 5 * unit);
 }
 
 // At the nose: red to image-right of a frontal face, green down, blue out of the face.

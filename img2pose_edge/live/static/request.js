@@ -1,12 +1,12 @@
 // Requests to the server, with the token that the page was opened with.
 
-// Kept for reloads, and out of the address, where a glance or a screenshot would tell it.
+// Kept for reloads, bookmarks and other tabs, and out of the address, where a glance or a screenshot would tell it.
 const given = new URLSearchParams(location.search).get("token");
 if (given) {
-  sessionStorage.setItem("token", given);
+  localStorage.setItem("token", given);
   history.replaceState(null, "", location.pathname);
 }
-export const token = sessionStorage.getItem("token");
+export const token = localStorage.getItem("token");
 
 export async function request(path, body) {
   let answer;
@@ -17,7 +17,9 @@ export async function request(path, body) {
       headers: token ? { Authorization: `Bearer ${token}` } : {},
     });
   } catch {
-    throw new Error("The server does not answer; trying again.");
+    throw new Error(body instanceof File
+      ? "it cannot be read any more, or the server does not answer"
+      : "The server does not answer; trying again.");
   }
   const result = await answer.json().catch(() => ({}));
   if (!answer.ok) {
