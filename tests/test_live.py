@@ -1437,9 +1437,14 @@ def test_the_page_tells_what_is_wrong(
     ):
         notice = page.locator("#notice")
         expect(notice).to_contain_text("camera 0 gives no more frames")
+        expect(page.locator("#view")).to_have_class("lost")
+        expect(page.locator("#count")).to_have_text("–")
+        expect(page.locator("#faces tr")).to_have_count(0)
         camera.frames = 1000
         expect(notice).to_contain_text("camera 0 does not open")
         expect(notice).to_be_hidden()  # it is back
+        expect(page.locator("#view")).not_to_have_class("lost")
+        expect(page.locator("#count")).to_have_text("1")
         assert page.url == f"http://127.0.0.1:{port}/", "the token is not left in the address"
 
 
@@ -1447,10 +1452,16 @@ def test_the_page_asks_for_the_token(browser: Any, clip: Path, detector: SharedD
     from playwright.sync_api import expect
 
     with running(server.make_app(Capture(clip, detector), "secret")) as port:
-        page = browser.new_page()
+        context = browser.new_context()
+        page = context.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         expect(page.locator("#notice")).to_contain_text("this server asks for a token")
-        page.close()
+        page.goto(f"http://127.0.0.1:{port}/?token=secret")
+        expect(page.locator("#faces tr")).to_have_count(1)
+        tab = context.new_page()  # as a bookmark of the page opens it
+        tab.goto(f"http://127.0.0.1:{port}/")
+        expect(tab.locator("#faces tr")).to_have_count(1)
+        context.close()
 
 
 def test_nothing_of_torch_is_imported(client: TestClient) -> None:
