@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from img2pose_edge.export.quantized_onnx import quantized_onnx
 from img2pose_edge.quantize.fold import INPUT_ZERO, FoldedNet
 from torch import nn
 
+from img2pose_edge.files import not_yet, remove
 from img2pose_edge.training.networks import load_network
 from img2pose_edge.training.networks.edge import PIXEL_MEAN, EdgeNet
 
@@ -87,8 +89,11 @@ def export_model(
     if out.suffix != FORMATS[options.format]:
         raise ValueError(f"a model in {options.format} must end in {FORMATS[options.format]}, got {out}")
     check_manifest(out)
+    new = not_yet(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+    with ExitStack() as undo:
+        undo.callback(remove, new)
+        folder = undo.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix="."))
         written = Path(folder) / out.name
         state, network, facts = _write(checkpoint, written, options)
         averaged = MERGE_IOU if isinstance(network, EdgeNet) else 0.0
@@ -110,6 +115,7 @@ def export_model(
         )
         check_artefact(network if options.precision != "int8" else load_torch(checkpoint), written, images)
         files = [path for path in Path(folder).iterdir() if path.is_file()]
+        new.clear()  # what is made now stays
         for path in sorted(files, key=lambda p: p == manifest):  # the manifest last
             os.replace(path, out.with_suffix(path.suffix))
     return out.with_suffix(".json")

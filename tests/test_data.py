@@ -123,7 +123,7 @@ def test_300w_lp_folders(tmp_path: Path, astronaut: np.ndarray, key: str) -> Non
 
 def test_300w_folders(tmp_path: Path, astronaut: np.ndarray) -> None:
     write_image(tmp_path / "01_Indoor/a.png", astronaut)
-    lines = "\n".join(f"{x + 1:.4f} {y + 1:.4f}" for x, y in drawn_points(512, 512))
+    lines = "\n".join(f"{x + 0.5:.4f} {y + 0.5:.4f}" for x, y in drawn_points(512, 512))
     (tmp_path / "01_Indoor/a.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
     (record,) = prepare(tmp_path, tmp_path / "300w.lmdb").records
     assert record.collection == "300w"
@@ -323,6 +323,9 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
         "good.png": good,
         "nan.png": {"box": [1, 2, float("nan"), 9]},
         "outside.png": {"box": [600, 10, 650, 40]},
+        "extent.png": {"box": [120, 80, 60, 70]},
+        "unit.png": {"box": [-1500, -1500, 1500, 1500]},
+        "text.png": {**good, "angles": [1, 2, 3], "spread": "4.0"},
         "angles.png": {**good, "angles": [1, 2]},
         "spread.png": {**good, "angles": [1, 2, 3], "spread": "wide"},
         "none.png": None,
@@ -343,10 +346,13 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path, astronaut: np.ndarray,
     assert main(["prepare", str(tmp_path), "--out", str(out), "--skip-bad"]) == 0
     said = capsys.readouterr()
     assert "1 images, 1 faces" in said.out
-    assert "skipped 8:" in said.err
+    assert "skipped 11:" in said.err
     for words in (
         "nan.png: face 0: box must be finite",
         "outside.png: face 0: box [600.0, 10.0, 650.0, 40.0] lies outside the 512x512 image",
+        "extent.png: face 0: box must be x1, y1, x2, y2 with x2 > x1 and y2 > y1, got [120.0, 80.0, 60.0, 70.0]",
+        "unit.png: face 0: box [-1500.0, -1500.0, 1500.0, 1500.0] is far larger than the 512x512 image",
+        "text.png: face 0: spread must be finite numbers of shape ()",
         "angles.png: face 0: angles must be finite numbers of shape (3,)",
         "spread.png: face 0: spread must be finite numbers of shape ()",
         "none.png: face 0",

@@ -532,7 +532,8 @@ def test_a_batch_without_faces_has_a_finite_loss() -> None:
 
 def test_an_ellipsoid_beside_the_camera_has_no_gradient(tiny_data: Path, tmp_path: Path) -> None:
     batch = collate([make_composer(tiny_data, tmp_path, 160)[i] for i in range(4)])
-    for size in (0.0, 3.9):  # the latter is a face so large and near that its ellipsoid reaches around the camera
+    # 3.9: a face so large and near that its ellipsoid reaches around the camera; -4: one whose box may have no extent.
+    for size in (0.0, 3.9, -4.0):
         scores = [torch.zeros(4, 1, 160 // s, 160 // s, requires_grad=True) for s in STRIDES]
         start = torch.tensor([0, 0, size, 1, 0, 0, 0, 1, 0])[None, :, None, None]
         poses = [start.expand(4, 9, 160 // s, 160 // s).clone().requires_grad_() for s in STRIDES]
@@ -613,6 +614,7 @@ def test_runs_that_cannot_go_on_are_told_before_the_data_are_read(
     with pytest.raises(ValueError, match="wider"):
         train(tiny_data, tmp_path / "new", small_options(), initial=tmp_path / "large.pt", workers=0)
     state = {**large, "raw_weights": {}, "optimizer": {}, "options": {**vars(small_options()), "seed": 3}}
+    state |= {"step": 1, "best": 0.0, "stale": 0, "plateau": {}}
     save_checkpoint(state, tmp_path / "run/last.pt")
     with pytest.raises(ValueError, match=r"run holds a run of other options: seed=0 \(it has 3\)"):
         train(tiny_data, tmp_path / "run", small_options(), workers=0)
@@ -807,6 +809,30 @@ def test_checkpoints_are_whole_or_named(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"b\.pt"):
         load_checkpoint(tmp_path / "b.pt")
+    path.write_bytes(b"a model in another format")
+    with pytest.raises(ValueError, match="it is none, is damaged") as told:
+        load_checkpoint(path)
+    assert "weights_only" not in str(told.value)
+    weights = build_network("edge-n").state_dict()
+    next(iter(weights.values())).view(-1)[0] = torch.nan
+    save_checkpoint({"network": "edge-n", "weights": weights}, path)
+    with pytest.raises(ValueError, match=r"a\.pt holds weights that are not finite"):
+        load_network(path)
+    save_checkpoint({"network": "edge-n", "weights": None}, path)
+    with pytest.raises(ValueError, match=r"a\.pt does not hold the weights of edge-n"):
+        load_network(path)
+    with pytest.raises(ValueError, match=r"a\.pt does not hold"):
+        export_model(path, tmp_path / "new" / "folder" / "a.onnx")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_whose_gradients_stay_infinite_ends(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MOST_LEFT_OUT", 2)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(ValueError, match="2 steps one after the other have no finite gradient"):
+        train(tiny_data, tmp_path / "run", small_options(), workers=0)
 
 
 def test_checkpoints_keep_links_permissions_and_pipes(tmp_path: Path) -> None:

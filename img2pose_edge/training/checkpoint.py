@@ -31,7 +31,9 @@ def read_torch_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several unrelated kinds for damaged files
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+        # Its text is advice to run what the file carries.
+        why = "it is none, is damaged, or holds more than tensors and plain values"
+        raise ValueError(f"{path} cannot be read as a checkpoint: {why}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ LEVER = 0.4
 FIVE_POINTS_ERROR = 5.0
 """Degrees by which five points are off even where a pose fits them: on 1,668 training faces PnP on a detector's
 differs from the labels by 6.0 (median; 7.9 beyond 40 degrees of yaw, 11.9 beyond 60)."""
+MOST_OF_PICTURE = 3.0
+"""Times the picture's longer side that a face's box may have: more is another unit, or another size's."""
 LEAST_SIZE = 10.0
 """Pixels; the landmarks of smaller faces say nothing of the rotation."""
 
@@ -58,7 +60,8 @@ def _array(face: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray
     if key not in face:
         return None
     try:
-        array = np.asarray(face[key], float)
+        array = np.asarray(face[key])
+        array = array.astype(float) if array.dtype.kind in "iuf" else np.empty(0)  # texts of numbers are none
     except (TypeError, ValueError):
         array = np.empty(0)
     if array.shape != shape or not np.isfinite(array).all():
@@ -81,7 +84,12 @@ def check_face(face: dict[str, Any], width: int, height: int) -> None:
             _array(face["label"], key, ())
     if box is None:
         raise ValueError("it has no box")
-    has_area = (box[2:] > box[:2]).all()  # data sets list faces of none; training drops them
+    extent = box[2:] - box[:2]
+    if (extent < 0).any() and not face.get("ignore"):
+        raise ValueError(f"box must be x1, y1, x2, y2 with x2 > x1 and y2 > y1, got {box.round(1).tolist()}")
+    if extent.max() > MOST_OF_PICTURE * max(width, height):
+        raise ValueError(f"box {box.round(1).tolist()} is far larger than the {width}x{height} image")
+    has_area = (extent > 0).all()  # data sets list faces of none; training drops them
     if has_area and ((box[2:] <= 0).any() or (box[:2] >= [width, height]).any()):
         raise ValueError(f"box {box.round(1).tolist()} lies outside the {width}x{height} image")
     if "angles" in face and "spread" not in face:

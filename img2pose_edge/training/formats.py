@@ -228,7 +228,7 @@ def _read_mat(path: Path) -> list[Face]:
 
 
 def _read_pts(path: Path) -> list[Face]:
-    """68 points of iBUG's annotation tool, counted from 1."""
+    """68 points of iBUG's annotation tool, where the middle of the first pixel is (1, 1); here it is (0.5, 0.5)."""
     text = path.read_text(errors="replace")
     try:
         numbers = np.array(text[text.index("{") + 1 : text.index("}")].split(), float)
@@ -236,4 +236,4 @@ def _read_pts(path: Path) -> list[Face]:
         raise ValueError(f"{path} is not a .pts file: {error}") from error
     if len(numbers) != 136:
         raise ValueError(f"{path} must hold 68 points, got {len(numbers) / 2:g}")
-    return [{"landmarks68": (numbers.reshape(-1, 2) - 1).tolist()}]
+    return [{"landmarks68": (numbers.reshape(-1, 2) - 0.5).tolist()}]

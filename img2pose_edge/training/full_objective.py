@@ -82,6 +82,7 @@ def pose_statistics(records: list[Record], convention: Convention) -> tuple[Tens
         around, face = boxes_around(boxes, seed=number)
         poses.append(convention.box_poses(target, face, around, (record.width, record.height)).numpy())
     known = np.concatenate(poses) if poses else np.empty((0, 6))
+    known = known[np.isfinite(known).all(1)]  # without faces so near that they surround the camera
     if len(known) < 2:
         raise ValueError(f"pose mean and deviation need at least two faces with a rotation, found {len(known)}")
     deviation = np.maximum(known.std(0), 1e-3)  # of faces all alike

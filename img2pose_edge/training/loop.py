@@ -178,6 +178,8 @@ def begin(options: TrainOptions, initial: Path | None, last: Path) -> nn.Module:
     return trained.train()
 
 
+MOST_LEFT_OUT = 20
+"""Steps one after the other that may have no finite gradient."""
 SAVE_SECONDS = 300.0
 """A run's state is also saved when its last one is this old: steps of large networks without a GPU take a minute."""
 SHOWN_PICTURES = 64
@@ -200,7 +202,8 @@ def quantizable(network: nn.Module, options: TrainOptions) -> EdgeNet:
 
 def check_run(state: dict[str, Any], options: TrainOptions, last: Path) -> None:
     """Raise ``ValueError`` if ``state``, which ``last`` holds, is none of a run to go on with by these options."""
-    lacking = [key for key in ("options", "raw_weights", "optimizer") if key not in state]
+    needed = "options", "raw_weights", "optimizer", "step", "best", "stale", "plateau"
+    lacking = [key for key in needed if key not in state]
     if lacking:
         raise ValueError(f"{last} is no state of a run to go on with: it lacks {', '.join(lacking)}")
     before = asdict(TrainOptions(**state["options"]))  # options newer than the run had their defaults
@@ -428,6 +431,7 @@ def train(
     batches = iter(loader)
     saved = time.monotonic()
     interrupted = False
+    left_out = 0
     with kept_signals() as signals:
         for step in track(steps, options.network, start) if rank == 0 else steps:
             batch = next(batches).to(where)
@@ -442,8 +446,13 @@ def train(
             norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
             if norm.isfinite():
                 optimizer.step()
+                left_out = 0
             else:
+                left_out += 1
                 logger.warning("step %d is left out: its gradient is not finite", step)
+                if left_out == MOST_LEFT_OUT:
+                    why = "the learning rate is too high, or labels are wrong"
+                    raise ValueError(f"{left_out} steps one after the other have no finite gradient: {why}")
             update_average(average, network, step, options.ema_decay)
 
             done = step + 1

@@ -39,9 +39,11 @@ def edge_loss(
 
     center, size, local = cells_to_local(raw[picture, cell], cells.position[cell], cells.stride[cell])
     camera, boxes, trust = faces.intrinsics[face], faces.boxes[face], faces.trust[face]
-    # A weak pose at the picture's edge may put the ellipsoid beside the camera; it has no box then, and no gradient.
+    # A weak pose at the picture's edge may put the ellipsoid beside the camera, or make it so small that its box has no
+    # extent: it has no box then, and no gradient.
     with torch.no_grad():
-        valid = predict_boxes(center, size, local, camera).isfinite().all(1)
+        predicted = predict_boxes(center, size, local, camera)
+        valid = predicted.isfinite().all(1) & (predicted[:, 2:] > predicted[:, :2]).all(1)
     pixels = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     center = torch.where(valid[:, None], center, (boxes[:, :2] + boxes[:, 2:]) / 2)
     size = torch.where(valid, size, pixels / 1.5)

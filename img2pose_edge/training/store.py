@@ -13,10 +13,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from img2pose_edge.files import real
+from img2pose_edge.preprocess import decode_image
 from img2pose_edge.progress import track
 
 MAP_SIZE = 1 << 40
@@ -182,7 +182,9 @@ class LmdbReader:
 
     def __getitem__(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8 BGR image of a record, by position."""
-        image = cv2.imdecode(np.frombuffer(self.image(number), np.uint8), cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError(f"record {int(self._keys[number])} of {self._path} cannot be decoded")
+        label, name = self.label(number), f"record {int(self._keys[number])} of {self._path}"
+        image = decode_image(self.image(number), name)
+        if image.shape[:2] != (label["height"], label["width"]):
+            told = f"{label['width']}x{label['height']}"
+            raise ValueError(f"{name} is {image.shape[1]}x{image.shape[0]}; its label says {told}")
         return image

@@ -45,9 +45,11 @@ def load_network(checkpoint: Path) -> tuple[dict[str, Any], nn.Module]:
     state = load_checkpoint(checkpoint)
     if state.get("int8"):
         raise ValueError(f"{checkpoint} is quantized: it can only be exported, with --precision int8")
-    network = build_network(state["network"], state.get("config"))
     try:
+        network = build_network(state["network"], state.get("config"))
         network.load_state_dict(state["weights"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{checkpoint} does not hold the weights of {state['network']}: {error}") from error
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise ValueError(f"{checkpoint} holds weights that are not finite: its training failed")
     return state, network.eval()
