@@ -18,9 +18,10 @@ MOST = 32767
 FINEST = 8192
 """Pixels of a side of the crop before it is averaged down: 200 MB."""
 TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+    [[38.7946, 52.1963], [74.0318, 52.0014], [56.5252, 72.2366], [42.0493, 92.8655], [71.2299, 92.7041]]
 )
-"""Where InsightFace puts eyes, nose tip and mouth corners in ArcFace's 112 x 112 crops (Deng et al., CVPR 2019)."""
+"""Where InsightFace puts eyes, nose tip and mouth corners in ArcFace's 112 x 112 crops (Deng et al., CVPR 2019); half a
+pixel more than there, where it is counted from the middle of the first pixel."""
 
 
 def align_face(image: Any, face: Face, size: int = TEMPLATE_SIZE, margin: float = 0.0) -> np.ndarray:
