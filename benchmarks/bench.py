@@ -134,6 +134,8 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         logger.warning("will not be measured: %s", line)  # an hour before the report says so
     pythons = {"mediapipe": options.mediapipe}
     began, load = datetime.now(timezone.utc), load_before()
+    # Before the hour that follows: these are the files that it measures, and then nothing is left to be interrupted.
+    weights = {contender.name: weigh(contender, missing) for contender in contenders}
     latency: dict[str, dict[str, dict[str, Any]]] = {}
     accuracy: dict[str, dict[str, dict[str, Any]]] = {}
     try:
@@ -153,7 +155,7 @@ def run_bench(options: BenchOptions) -> dict[str, Any]:
         timed = {threads: of[contender.name] for threads, of in latency.items() if contender.name in of}
         figures = accuracy.get(contender.name, {})
         if timed or figures:
-            own = {"latency": timed, "accuracy": figures, **weigh(contender, missing)}
+            own = {"latency": timed, "accuracy": figures, **weights[contender.name]}
             results.append({**contender.to_dict(), **own})
     if not results:
         raise ValueError(f"nothing could be measured: {'; '.join(dict.fromkeys(missing))}")
@@ -271,7 +273,7 @@ def weigh(contender: Contender, missing: list[str]) -> dict[str, Any]:
         files = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
         files += [Path(contender.head_pose)] if contender.pose == "b66" else []
         contents = {file.name: file.read_bytes() for file in files}
-    except (OSError, ValueError) as error:  # gone since it was timed, which took an hour
+    except (OSError, ValueError) as error:
         missing.append(f"{contender.name}, its files: {error}")
         return unknown
     pixels = letterbox(np.zeros((HEIGHT, WIDTH, 3), np.uint8), contender.size, 32)[0]

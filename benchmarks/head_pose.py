@@ -18,24 +18,30 @@ CROP = 1.2
 """Side of the square that the network sees, in larger sides of the face's box."""
 
 
-def pose_by_points(found: Found, image: np.ndarray, points: np.ndarray) -> Found:
-    """The face with pose and angles by PnP on its landmarks.
+def poses_by_points(found: list[Found], image: np.ndarray, points: np.ndarray) -> list[Found]:
+    """Faces with pose and angles by PnP on their landmarks, as ``geometry.solve_pnp`` solves it, without what that
+    checks: a user of the detector would not pay for it.
 
     Args:
         found: with (N, 2) landmarks in pixels.
         image: (H, W, 3), whose default camera counts.
         points: (N, 3) of the reference face that the landmarks mark.
     """
+    if not found:
+        return found
     camera = geometry.default_intrinsics(image.shape[1], image.shape[0])
-    assert found.landmarks is not None
-    try:
-        pose = geometry.solve_pnp(points.astype(float), found.landmarks, camera)
-    except ValueError:
-        return found
-    if not np.isfinite(pose).all() or pose[5] <= 0:
-        return found
-    local = geometry.camera_to_local(*geometry.decompose_pose(pose), camera)[2]
-    return replace(found, pose=pose, angles=geometry.matrix_to_angles(local))
+    points, marks = points.astype(float), np.array([face.landmarks for face in found], float)
+    poses = np.full((len(found), 6), np.nan)
+    for pose, pixels in zip(poses, marks, strict=True):
+        solved, turn, place = cv2.solvePnP(points, pixels, camera, np.empty(0), flags=cv2.SOLVEPNP_EPNP)
+        if solved:
+            turn, place = cv2.solvePnPRefineLM(points, pixels, camera, np.empty(0), turn, place)
+            pose[:3], pose[3:] = turn[:, 0], place[:, 0]
+    known = np.isfinite(poses).all(1) & (poses[:, 5] > 0) & (poses[:, 5] < 1e9)
+    local = geometry.camera_to_local(*geometry.decompose_pose(poses[known]), camera)[2]
+    posed = iter(zip(poses[known], geometry.matrix_to_angles(local), strict=True))
+    given = [next(posed) if one else None for one in known.tolist()]
+    return [replace(f, pose=g[0], angles=g[1]) if g else f for f, g in zip(found, given, strict=True)]
 
 
 def with_points(detect: Detect) -> Detect:
@@ -43,7 +49,7 @@ def with_points(detect: Detect) -> Detect:
     points = load_reference().detector_points5
 
     def posed(image: np.ndarray, threshold: float | None) -> list[Found]:
-        return [pose_by_points(f, image, points) for f in detect(image, threshold)]
+        return poses_by_points(detect(image, threshold), image, points)
 
     return posed
 

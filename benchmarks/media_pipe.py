@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 from img2pose_edge.benchmarks.accuracy import Detect, Found
-from img2pose_edge.benchmarks.head_pose import pose_by_points
+from img2pose_edge.benchmarks.head_pose import poses_by_points
 from img2pose_edge.pose_references import load_reference
 
 MOST_FACES = 50
@@ -57,7 +57,7 @@ def face_mesh() -> Detect:
         for face in result.multi_face_landmarks or []:
             marks = np.array([[p.x, p.y] for p in face.landmark]) * [width, height]
             box = np.concatenate([marks.min(0), marks.max(0)])
-            found.append(pose_by_points(Found(1.0, box, landmarks=marks), image, points))
-        return found
+            found.append(Found(1.0, box, landmarks=marks))
+        return poses_by_points(found, image, points)
 
     return detect

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ def short_table(document: dict[str, Any]) -> str:
     return markdown(lines)
 
 
+def other_versions(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Networks that ran in an interpreter of their own, and what it had."""
+    lines = []
+    for result in results:
+        for timed in result["latency"].values():
+            if timed.get("versions"):
+                had = ", ".join(f"{name} {version}" for name, version in timed["versions"].items())
+                lines.append(f"{result['network']}: {had}")
+    return list(dict.fromkeys(lines))
+
+
 def write_report(document: dict[str, Any], page: Path) -> list[Path]:
     """Write the page, and beside it ``.json`` (everything), ``.png`` (the overview) and ``.md`` (the short table)."""
     results = document["results"]
@@ -145,6 +157,7 @@ def write_report(document: dict[str, Any], page: Path) -> list[Path]:
             columns=list(dict.fromkeys(k for row in rows for k in row)),
             rows=rows,
             ours=[result["ours"] for result in results],
+            others=other_versions(results),
         )
     )
     contents = {

@@ -83,13 +83,13 @@ class Worker:
         status = Path("/proc/self/status")
         if status.exists():  # what getrusage tells there begins at the parent's
             peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-            return {"peak_mb": int(peak.split()[1]) / 1e3}
+            return {"peak_mb": int(peak.split()[1]) * 1024 / 1e6}
         try:
             import resource
         except ImportError:  # Windows
             return {}
-        unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
 
     def evaluate(self, data: str, name: str) -> dict[str, Any]:
         """Accuracy on a data set below the folder ``data``, empty if that has none; what is missing there; and whether

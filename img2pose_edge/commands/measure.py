@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from img2pose_edge.commands.options import add_detector_options, check_replaces, detector_from
 from img2pose_edge.files import check_writable, write_file
-from img2pose_edge.manifest import write_manifest
+from img2pose_edge.manifest import find_model, write_manifest
 
 
 def bench(options: argparse.Namespace) -> int:
@@ -27,8 +28,7 @@ def bench(options: argparse.Namespace) -> int:
         raise ValueError(f"the report is a page and must end in .html, got {options.report}")
     fields = BenchOptions.__dataclass_fields__
     values = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
-    for suffix in (".html", ".json", ".png", ".md"):
-        check_writable(options.report.with_suffix(suffix))
+    check_reports(options.report, (".html", ".json", ".png", ".md"), options.models or ())
     document = run_bench(BenchOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
     print(short_table(document))  # before what may fail: measuring took long
     for line in document["missing"]:
@@ -38,12 +38,24 @@ def bench(options: argparse.Namespace) -> int:
     return 130 if INTERRUPTED in document["missing"] else 0
 
 
+def check_reports(page: Path, suffixes: Sequence[str], models: Sequence[str]) -> None:
+    """Before what takes long: that the page and what lies beside it can be written, and replace no model's manifest."""
+    outputs = [page.with_suffix(suffix) for suffix in suffixes]
+    for path in outputs:
+        check_writable(path)
+    for model in models:
+        try:
+            path = find_model(model).path
+        except (OSError, ValueError):  # told where it is opened
+            continue
+        check_replaces(outputs, path)
+
+
 def steadiness(options: argparse.Namespace) -> int:
     from img2pose_edge.benchmarks.video_report import check_page, run_video_bench, tables, write_video_report
 
     check_page(options.report)
-    for suffix in (".md", ".json", ".png"):
-        check_writable(options.report.with_suffix(suffix))
+    check_reports(options.report, (".md", ".json", ".png"), [options.model] if options.model else [])
     document = run_video_bench(options.data, options.pictures, options.model, options.threads)
     print(tables(document))
     written = write_video_report(document, options.report)
