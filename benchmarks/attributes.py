@@ -18,7 +18,10 @@ def read_list(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: naming the line that is not as it should be.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no list of faces: it is not UTF-8 text") from error
     faces, at = {}, 0
     while at < len(lines):
         name = lines[at].strip()

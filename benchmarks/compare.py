@@ -53,7 +53,12 @@ def load_document(path: Path) -> dict[str, Any]:
         for result in document["results"]:
             result["name"]
         document["machine"]["processor"]
-    except (ValueError, KeyError, TypeError) as error:
+        told = [*document["machine"].get("versions", {}).values(), *(result["name"] for result in document["results"])]
+        if not all(isinstance(text, str) for text in told):
+            raise TypeError("a name or version is no text")
+        if not isinstance(document["machine"].get("load_before", 0.0), (int, float)):
+            raise TypeError("its load is no number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not what `img2pose-edge bench` writes: {error!r}") from error
     return dict(document)
 

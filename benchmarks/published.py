@@ -47,6 +47,8 @@ def read_aflw2000(path: Path) -> tuple[np.ndarray, np.ndarray]:
     pose, points = read_mat(path, "Pose_Para", "pt3d_68")
     if pose.size != 7 or points.shape != (3, 68):
         raise ValueError(f"{path} must hold Pose_Para (1, 7) and pt3d_68 (3, 68), got {pose.shape} and {points.shape}")
+    if not (np.isfinite(pose).all() and np.isfinite(points).all()):
+        raise ValueError(f"{path} must hold finite numbers")
     return np.degrees(pose.ravel()[:3].astype(float)), points[:2].T.astype(float)
 
 
@@ -132,11 +134,12 @@ def evaluate_aflw2000_official(detect: Detect, root: Path, points68: np.ndarray 
 
 
 def _read_numbers(path: Path, count: int, what: str) -> np.ndarray:
-    words = require(path).read_text(encoding="utf-8").split()
     try:
-        numbers = np.array(words, float)
+        numbers = np.array(require(path).read_text(encoding="utf-8").split(), float)
     except ValueError as error:
         raise ValueError(f"{path} must hold numbers only: {error}") from error
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{path} must hold finite numbers")
     if len(numbers) != count:
         raise ValueError(f"{path} must hold {count} numbers ({what}), got {len(numbers)}")
     return numbers
@@ -176,7 +179,11 @@ def biwi_frames(root: Path, frames: Path | None = None) -> list[Path]:
             raise FileNotFoundError(f"evaluation data lacks {root / '01' / 'frame_*_rgb.png'} and the like")
         return found
     listed = []
-    for number, line in enumerate(require(frames).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = require(frames).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{frames} is no list of frames: it is not UTF-8 text") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         parts = Path(line.split()[0]).parts
@@ -185,6 +192,8 @@ def biwi_frames(root: Path, frames: Path | None = None) -> list[Path]:
                 f"line {number} of {frames} must begin with a path as ../01/frame_00003_rgb.png, got {line!r}"
             )
         listed.append(root / parts[-2] / parts[-1])
+    if not listed:
+        raise ValueError(f"{frames} names no frame")
     return listed
 
 

@@ -21,12 +21,17 @@ def write_openvino(source: Path, out: Path, half: bool, int8: bool = False) -> N
 
     Raises:
         ImportError: if OpenVINO is not installed.
+        OSError: if it cannot be written.
     """
     try:
         import openvino
     except ImportError as error:
         raise ImportError('OpenVINO is not installed: pip install "img2pose-edge[openvino]"') from error
-    openvino.save_model(openvino.convert_model(str(source)), str(out), compress_to_fp16=half)
+    model = openvino.convert_model(str(source))
+    try:
+        openvino.save_model(model, str(out), compress_to_fp16=half)
+    except RuntimeError as error:  # of a full disk no more is told
+        raise OSError(f"OpenVINO cannot write {out.name}: {str(error).strip()}") from error
     if int8:
         prefer_kernels(out)
 

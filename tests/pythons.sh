@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The wheel, installed with its runtime dependencies alone, in each Python that is named: finds a face, then the
-# runtime's tests; in the first Python with the lowest versions of them, too. Needs an index to install from.
+# runtime's tests; in the first Python for which there are the lowest versions of them with those, too. Needs an index
+# to install from.
 # Arguments: interpreters; default: those supported, of this machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,11 +31,12 @@ if [[ $# == 0 ]]; then
     [[ $found ]] && interpreters+=("$found") || echo "python$version: not on this machine, left out"
   done
 fi
+[[ ${#interpreters[@]} -gt 0 ]] || { echo "no Python of these: ${supported[*]}" >&2; exit 1; }
 
 # What pyproject.toml allows at least: "numpy>=1.24" as "numpy==1.24.*".
 $python - >"$tmp/lowest.txt" <<'END'
-import tomllib
-project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+from pip._vendor import tomli # in any pip; tomllib comes with Python 3.11
+project = tomli.load(open("pyproject.toml", "rb"))["project"]
 for needed in project["dependencies"] + project["optional-dependencies"]["video"]:
     print(needed.replace(">=", "==") + ".*")
 END
@@ -59,4 +61,10 @@ cd "$tmp/tests" # away from the tree, which must not be imported
 for interpreter in "${interpreters[@]}"; do
   try_wheel "$interpreter"
 done
-try_wheel "${interpreters[0]}" --constraint "$tmp/lowest.txt"
+for interpreter in "${interpreters[@]}"; do
+  if "$interpreter" -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then
+    try_wheel "$interpreter" --constraint "$tmp/lowest.txt"
+    exit
+  fi
+done
+echo "no Python below 3.12, for which there are the lowest versions: not tried" >&2

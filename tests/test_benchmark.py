@@ -563,9 +563,13 @@ def test_ap_is_broken_down_by_size_and_attribute(tmp_path: Path) -> None:
         evaluate_wider(detect, tmp_path)
 
 
-def test_rfb_reaches_its_known_figures() -> None:
-    figures = evaluate_wider(Peer(shared("peers/ultralight_rfb_320.onnx")), shared("data/eval/wider"))
-    for subset, known in {"easy": 0.792, "medium": 0.699, "hard": 0.444}.items():
+@pytest.mark.parametrize(
+    ("file", "figures_known"),
+    [("ultralight_rfb_320", (0.792, 0.699, 0.444)), ("scrfd_500m_kps", (0.918, 0.882, 0.660))],
+)
+def test_peers_reach_their_known_figures(file: str, figures_known: tuple[float, ...]) -> None:
+    figures = evaluate_wider(Peer(shared(f"peers/{file}.onnx")), shared("data/eval/wider"))
+    for subset, known in zip(("easy", "medium", "hard"), figures_known, strict=True):
         assert figures[f"ap_{subset}"] == pytest.approx(known, abs=0.0065)
 
 
