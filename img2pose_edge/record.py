@@ -140,7 +140,8 @@ class _Outputs:
         try:
             if out:
                 check_writable(out)
-            # One that cannot be written, or that somebody else writes, fails before any is emptied.
+            # One that cannot be written, or that somebody else writes, fails before any is emptied. A disk that is full
+            # already, so that not even a table's header fits, does not.
             self._tables = [self._files.enter_context(RowWriter(path, begin=False)) for path in rows]
             self._video = None
             if out:

@@ -125,7 +125,11 @@ class Source:
         """
         if rate is not None:
             check_rate(rate)
-        if camera_size is not None and (np.shape(camera_size) != (2,) or min(camera_size) <= 0):
+        if camera_size is not None and (
+            not isinstance(camera_size, (tuple, list))
+            or len(camera_size) != 2
+            or not all(isinstance(side, (int, np.integer)) and side > 0 for side in camera_size)
+        ):
             raise ValueError(f"camera_size must be a width and a height in pixels, got {camera_size!r}")
         self._address = str(source)
         if not self._address:

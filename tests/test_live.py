@@ -330,13 +330,16 @@ def test_connections_are_bounded(
             assert answer.status == 200, "there is room again"
 
 
-def test_a_refusal_reaches_who_sends_first_and_reads_then(clip: Path, detector: SharedDetector) -> None:
+def test_a_refusal_reaches_who_sends_first_and_reads_then(
+    clip: Path, detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def post(port: int, size: int, **headers: str) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/detect", bytes(size), headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(request, timeout=20)
         return refused.value.code, json.loads(refused.value.read())["error"]
 
+    monkeypatch.setattr(security, "PER_SECOND", 1e-3)
     with running(server.make_app(Capture(clip, detector), "secret")) as port:
         assert post(port, 20_000_000)[0] == 401
         allowed = {"Authorization": "Bearer secret"}
@@ -1045,6 +1048,50 @@ def test_a_camera_that_hangs_is_told(
             assert next_message(socket) == told
         with client.websocket_connect(CAMERA) as socket:
             assert next_message(socket) == told, "not the picture from before it hung"
+
+
+def test_a_slow_network_is_no_camera_that_hangs(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, look = [0.4], SharedDetector.look
+
+    def look_slowly(self: SharedDetector, *arguments: Any, **options: Any) -> Any:
+        time.sleep(slow[0])
+        return look(self, *arguments, **options)
+
+    monkeypatch.setattr(capture_module, "STALLED", 0.3)
+    monkeypatch.setattr(SharedDetector, "look", look_slowly)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as watching,
+    ):
+        assert [next_message(watching)["type"] for _ in range(3)] == ["frame"] * 3
+        slow[0] = 2.0
+        assert "takes long here" in until(watching, lambda m: m["type"] == "trouble")["message"]
+
+
+def test_why_a_camera_does_not_open_is_told_to_who_comes_later(
+    camera: type[Camera], detector: SharedDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "STALLED", 0.3)
+    monkeypatch.setattr(capture_module, "RETRY", 0.1)
+    attempts = []
+
+    def open_slowly(self: Camera, *_: Any) -> None:
+        attempts.append(self)
+        if len(attempts) > 1:
+            time.sleep(2)
+        raise ValueError("camera 0 does not open")
+
+    monkeypatch.setattr(camera, "__init__", open_slowly)
+    with (
+        TestClient(server.make_app(Capture(0, detector)), base_url=HERE) as client,
+        client.websocket_connect(CAMERA) as watching,
+    ):
+        assert "does not open" in until(watching, lambda m: m["type"] == "trouble")["message"]
+        time.sleep(0.8)
+        with client.websocket_connect(CAMERA) as later:
+            assert "does not open" in next_message(later)["message"]
 
 
 def test_the_camera_is_held_only_while_someone_looks(

@@ -439,7 +439,6 @@ def test_a_video_keeps_times_and_sound(tmp_path: Path, clip: Path) -> None:
 def test_a_killed_writer_leaves_a_video_that_plays(tmp_path: Path) -> None:
     path = tmp_path / "cut.mp4"
     code = f"""
-import threading
 import time
 from contextlib import suppress
 from itertools import pairwise

@@ -83,6 +83,7 @@ class Capture:
         self.name = source_name(str(source))
         self.watchers = 0
         self.stalled = STALLED
+        self.looking = False  # for the faces of a frame, for which a slow machine may need long
         self._last_look = -LINGER
         self._trouble = ""
         self._tracker: PoseTracker | None = None
@@ -113,11 +114,13 @@ class Capture:
             self._last_look = time.monotonic()
 
     async def newer(self, number: int) -> Shot:
-        """The newest shot, as soon as there is one after ``number`` that is not from before the camera hung."""
+        """The newest shot, as soon as there is one after ``number``: no picture from before the camera hung."""
         while True:
             shot = self._shot
-            if shot is not None and shot.number > number and time.monotonic() - shot.made < self.stalled:
-                return shot
+            if shot is not None and shot.number > number:
+                fresh = self.looking or time.monotonic() - shot.made < self.stalled
+                if fresh or not shot.jpeg:
+                    return shot
             await self._new.wait()
 
     # --- the thread ----------------------------------------------------------------------------------
@@ -166,7 +169,11 @@ class Capture:
                 opened = max(opened, time.monotonic() - frame.time)
             taken = opened + frame.time
             camera = self.detector.camera(frame.image)
-            looked, seen = self.detector.look(frame.image, camera, stream, frame.time)
+            self.looking = True
+            try:
+                looked, seen = self.detector.look(frame.image, camera, stream, frame.time)
+            finally:
+                self.looking = False
             for call in self.send:
                 call(looked.faces, looked.ids)
             now = time.monotonic()

@@ -28,13 +28,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from img2pose_edge.geometry import FACE_UNIT_MM
 from img2pose_edge.header import check_size
-from img2pose_edge.live.capture import Capture
+from img2pose_edge.live.capture import Capture, Shot
 from img2pose_edge.live.security import BodyLimit, Guard, LateBody, RateLimit, SafeHeaders
 from img2pose_edge.pose_references import load_reference
 from img2pose_edge.preprocess import load_image
 
 STATIC = Path(__file__).with_name("static")
 MAX_CLIENTS = 100
+MOST_STALLED = 3
+"""Times as long as a camera may give no frame, a client waits for one whose faces are looked for."""
 MAX_PICTURES = 8
 """Of ``POST /detect`` at once: each is in memory."""
 
@@ -131,15 +133,17 @@ def make_app(capture: Capture, token: str | None = None) -> Starlette:
 
 async def send_shots(socket: WebSocket, capture: Capture) -> None:
     """The newest shot each time the client asks."""
-    number, stalled = 0, capture.stalled
+    number = 0
     while True:
         if (await socket.receive())["type"] == "websocket.disconnect":
             return
         asked = time.monotonic()
         try:
-            shot = await asyncio.wait_for(capture.newer(number), stalled)
+            shot = await newest(capture, number)
         except asyncio.TimeoutError:
-            message = f"{capture.name} has given no frame for {stalled:g} s"
+            message = f"{capture.name} has given no frame for {capture.stalled:g} s"
+            if capture.looking:
+                message = "Finding the faces of a frame takes long here: a smaller input size or model is faster"
             await socket.send_text(json.dumps({"type": "trouble", "message": message}))
             continue
         number = shot.number
@@ -149,6 +153,18 @@ async def send_shots(socket: WebSocket, capture: Capture) -> None:
         await socket.send_text(f'{{"age_ms": {age:.1f}, "waited_ms": {waited:.1f}, {shot.text[1:]}')
         if shot.jpeg:
             await socket.send_bytes(shot.jpeg)
+
+
+async def newest(capture: Capture, number: int) -> Shot:
+    """The shot after ``number``. Raises ``asyncio.TimeoutError`` if the camera gives none, or if looking for its faces
+    takes so long that a page would think that nobody is there."""
+    until = time.monotonic() + MOST_STALLED * capture.stalled
+    while True:
+        try:
+            return await asyncio.wait_for(capture.newer(number), capture.stalled)
+        except asyncio.TimeoutError:
+            if not capture.looking or time.monotonic() + capture.stalled > until:
+                raise
 
 
 def detect_options(request: Request) -> dict[str, Any]:

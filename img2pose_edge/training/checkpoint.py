@@ -30,6 +30,8 @@ def read_torch_file(path: Path) -> Any:
         raise FileNotFoundError(f"no checkpoint {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error!r}") from error
     except Exception as error:  # torch raises several unrelated kinds for damaged files
         # Its text is advice to run what the file carries.
         why = "it is none, is damaged, or holds more than tensors and plain values"

@@ -48,8 +48,10 @@ def load_network(checkpoint: Path) -> tuple[dict[str, Any], nn.Module]:
     try:
         network = build_network(state["network"], state.get("config"))
         network.load_state_dict(state["weights"])
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{checkpoint} does not hold the weights of {state['network']}: {error}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{checkpoint} does not hold the weights of this version's {state['network']}: {error}"
+        ) from error
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise ValueError(f"{checkpoint} holds weights that are not finite: its training failed")
     return state, network.eval()
