@@ -55,7 +55,13 @@ OWN_EXTRAS = {"export": "export", "quantize": "quantize", "sensitivity": "quanti
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    if sys.stderr is None:  # closed, or a program without a console
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        options = build_parser().parse_args(arguments)
+    except OSError as error:  # what --print-completion prints has no room
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -20,7 +20,7 @@ except ImportError:  # Windows
 
 from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face, check_type
-from img2pose_edge.files import open_to_write
+from img2pose_edge.files import descriptor, open_to_write
 
 COLUMNS = (
     "image", "frame", "time", "id", "score", "x1", "y1", "x2", "y2",
@@ -41,7 +41,7 @@ def open_alone(path: Path) -> BinaryIO:
         OSError: naming it, if it cannot be written, or another :class:`RowWriter` has it open.
     """
     file = open_to_write(path, "ab")
-    if not path.is_file():  # a pipe
+    if not emptied(path):
         return file
     try:
         if fcntl:
@@ -52,6 +52,11 @@ def open_alone(path: Path) -> BinaryIO:
     except OSError:  # a file system without locks
         pass
     return file
+
+
+def emptied(path: Path) -> bool:
+    """Whether a table begins at its file's beginning: a pipe or a device has none, and standard output is not ours."""
+    return path.is_file() and descriptor(path) is None
 
 
 def face_row(
@@ -89,7 +94,7 @@ class RowWriter:
             ValueError: for another suffix.
             OSError: if it cannot be written, or another writer has it open (where the system can tell).
         """
-        path = Path(path)
+        self._path = path = Path(path)
         self._csv = table_suffix(path) == ".csv"
         self._file = open_alone(path)
         if begin:
@@ -97,7 +102,7 @@ class RowWriter:
 
     def begin(self) -> None:
         """Empty the file; a CSV gets its header."""
-        if Path(self._file.name).is_file():  # and no device or pipe
+        if emptied(self._path):
             self._file.seek(0)
             self._file.truncate()
         if self._csv:
@@ -144,12 +149,12 @@ class RowWriter:
         try:
             written = self._file.write(data)
         except OSError as error:  # it does not tell which file
-            raise OSError(error.errno, error.strerror, self._file.name) from error
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if written < len(data):  # the disk has room for less: no half row stays
             if end is not None:
                 self._file.seek(end)
                 self._file.truncate()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         self._file.close()
