@@ -40,6 +40,8 @@ class PoseDetector:
     The model is read at the first picture, not before.
     """
 
+    _fits = False  # that the model's maps are those of its manifest is seen at the first picture
+
     def __init__(
         self,
         model: str | Path | None = None,
@@ -92,7 +94,6 @@ class PoseDetector:
         if engine_options is not None and not isinstance(engine_options, Mapping):
             raise ValueError(f"engine_options must be a mapping of names to settings, got {engine_options!r}")
         self._lock = threading.Lock()
-        self._fits = False  # that the model's maps are those of the manifest is seen at the first picture
         _detectors.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -340,6 +341,10 @@ def mean_poses(
 _loading = threading.Lock()
 
 
+_abandoned: list[Any] = []
+"""Engines of the process that this one was forked from: to end them would be to wait for threads that are not here."""
+
+
 def _renew_locks() -> None:
     """In a process that was forked: a lock that another thread held, which there is not here, would never be free."""
     global _loading
@@ -347,7 +352,7 @@ def _renew_locks() -> None:
     for detector in _detectors:
         if detector._lock.locked():
             detector._lock = threading.Lock()
-            vars(detector).pop("_network", None)  # it was in the middle of a picture
+            _abandoned.append(vars(detector).pop("_network", None))  # it was in the middle of a picture
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
@@ -389,7 +394,7 @@ def detect_poses(
         >>> from img2pose_edge import detect_poses
         >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
     """
-    if not isinstance(engine, str):
+    if type(engine) is not str:
         PoseDetector(model, engine)  # tells what is wrong
     with _loading:  # of several first calls at once one loads
         detector = _shared_detector(None if model is None else str(model), engine, threads, _version(model))

@@ -77,7 +77,7 @@ def check_writable(path: Path) -> None:
     """Raise ``OSError``, naming a file, if it could not be written: before work whose results go there."""
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if path.exists() and not path.is_file():
+    if path.exists() and (descriptor(path) is not None or not path.is_file()):
         return  # a device, or a pipe that would wait for its reader
     new = not_yet(path)
     try:
@@ -109,8 +109,6 @@ def open_to_write(path: Path, mode: str = "wb") -> BinaryIO:
         OSError: naming the file, if it cannot be written.
     """
     try:
-        if (number := descriptor(path)) is not None:
-            return open(os.dup(number), "wb", buffering=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open(mode, buffering=0)  # type: ignore[return-value]
     except OSError as error:

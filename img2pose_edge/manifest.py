@@ -204,7 +204,7 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
     kinds = list(manifest["outputs"]) if isinstance(manifest["outputs"], dict) else []
     every = [name for names in lists for name in names] if named else []
     order = "" if len(set(every)) == len(every) else "outputs must have names of their own"
-    if "boxes" in kinds and len(every) != 3:
+    if named and "boxes" in kinds and any(len(names) != 1 for names in lists):
         order = "outputs must be one of scores, poses and boxes each"
     if kinds not in (["scores", "poses"], ["scores", "poses", "boxes"]):
         order = "outputs must be scores, then poses"

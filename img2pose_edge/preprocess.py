@@ -20,11 +20,14 @@ PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""
 
 
+def is_named_image(path: Path) -> bool:
+    """Whether a path in a folder is an image's by its name; macOS keeps notes in ``._`` files beside them."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+
+
 def is_image(path: Path) -> bool:
-    """Whether a file in a folder is an image by its name; macOS keeps notes in ``._`` files beside them."""
-    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
-    broken = named and path.is_symlink() and not path.exists()  # which is told when it is read
-    return named and (broken or path.is_file())
+    """Whether a path in a folder is a file that is an image by its name."""
+    return is_named_image(path) and path.is_file()
 
 
 def load_image(source: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ except ImportError:  # Windows
 
 from img2pose_edge.detections import check_ids
 from img2pose_edge.face import Face, check_type
-from img2pose_edge.files import descriptor, open_to_write
+from img2pose_edge.files import open_to_write
 
 COLUMNS = (
     "image", "frame", "time", "id", "score", "x1", "y1", "x2", "y2",
@@ -41,7 +41,7 @@ def open_alone(path: Path) -> BinaryIO:
         OSError: naming it, if it cannot be written, or another :class:`RowWriter` has it open.
     """
     file = open_to_write(path, "ab")
-    if not emptied(path):
+    if not path.is_file():  # a pipe
         return file
     try:
         if fcntl:
@@ -52,11 +52,6 @@ def open_alone(path: Path) -> BinaryIO:
     except OSError:  # a file system without locks
         pass
     return file
-
-
-def emptied(path: Path) -> bool:
-    """Whether a table begins at its file's beginning: a pipe or a device has none, and standard output is not ours."""
-    return path.is_file() and descriptor(path) is None
 
 
 def face_row(
@@ -102,7 +97,7 @@ class RowWriter:
 
     def begin(self) -> None:
         """Empty the file; a CSV gets its header."""
-        if emptied(self._path):
+        if self._path.is_file():  # and no device or pipe
             self._file.seek(0)
             self._file.truncate()
         if self._csv:

@@ -132,8 +132,10 @@ def test_without_standard_error_it_works(folder: Path, tmp_path: Path) -> None:
     assert json.loads(out.read_text()) == []
 
 
-def test_a_completion_that_has_no_room_is_told() -> None:
-    assert shell("PROGRAM --print-completion bash > /dev/full 2> /dev/null") == 1
+def test_a_completion_that_has_no_room_is_told(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    assert shell('PROGRAM --print-completion bash > /dev/full 2> "$1"', told) == 1
+    assert told.read_text().startswith("error: ")
 
 
 def test_what_cannot_be_written_is_told_before_the_work(

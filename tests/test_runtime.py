@@ -847,17 +847,17 @@ while not detector._lock.locked():
     pass
 child = os.fork()
 if not child:
-    os._exit(len(detector(image)))
+    os._exit(10 + len(detector(image)))
 until = time.monotonic() + 30
 while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
     time.sleep(0.05)
 if not done[0]:
     os.kill(child, 9)
-print(done[0] == child and os.waitstatus_to_exitcode(done[1]), flush=True)
+print(os.waitstatus_to_exitcode(done[1]) if done[0] else None, flush=True)
 os._exit(0)
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "1\n", done.stderr
+    assert done.stdout == "11\n", done.stderr
 
 
 def test_plain_numbers_are_the_faces_own(astronaut: np.ndarray) -> None:

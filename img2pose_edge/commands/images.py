@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge.files import real, write_file
-from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, is_named_image, load_image
 from img2pose_edge.progress import track
 
 
@@ -51,13 +51,14 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
 
 def search(folder: Path, without: Path | None) -> list[Path]:
     """Images in a folder and below, but for ``without``, a file or folder below it, and what that holds; folders that
-    cannot be read are among them, to be told as images are."""
+    cannot be read and links that lead nowhere are among them, to be told as images are."""
     outer, inner = real(folder), without and real(without)
     hidden = inner if inner and outer in inner.parents else None
     closed: list[Path] = []
     found: list[Path] = []
     for place, _, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
-        found += [path for path in (Path(place, name) for name in names) if is_image(path)]
+        paths = [Path(place, name) for name in names]
+        found += [path for path in paths if is_image(path) or (is_named_image(path) and not os.path.exists(path))]
     return [path for path in sorted(found + closed) if hidden not in (real(path), *real(path).parents)]
 
 
