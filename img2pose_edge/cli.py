@@ -54,8 +54,22 @@ OWN_EXTRAS = {"export": "export", "quantize": "quantize", "sensitivity": "quanti
 """Of commands that need torch as training does, and more."""
 
 
+def nobody_reads() -> int:
+    """Of a pipe, as behind ``| head``: what shells tell that by."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to write
+    return 141
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
+    if sys.stderr is None:  # closed, or a program without a console
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        options = build_parser().parse_args(arguments)
+    except BrokenPipeError:
+        return nobody_reads()
+    except OSError as error:  # what --print-completion prints has no room
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -69,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = next((own or extra for extra, modules in EXTRAS.items() if error.name in modules), None)
         print(f"error: {error}" + (f' (pip install "img2pose-edge[{extra}]")' if extra else ""), file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head`: nobody reads on, which shells tell by 141
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what the interpreter has yet to write
-        return 141
+    except BrokenPipeError:
+        return nobody_reads()
     except (ValueError, OSError, ImportError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

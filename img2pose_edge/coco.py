@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ CLOSED = ("right_eye", "left_eye", "outer_lips", "inner_lips")
 VISIBLE, HIDDEN = 2, 1
 """COCO's flags of a keypoint."""
 
-Pictured = tuple[str, tuple[int, int], Sequence[Face]]
+Pictured = tuple[str, tuple[int, int], Iterable[Face]]
 """Name of an image, its width and height in pixels, its faces."""
 
 
@@ -42,6 +42,7 @@ def to_coco(images: Iterable[Pictured]) -> dict[str, Any]:
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for name, (width, height), faces in images:
+        faces = list(faces)
         check_type(faces)
         pictures.append({"id": len(pictures) + 1, "file_name": str(name), "width": int(width), "height": int(height)})
         for annotation in (_annotation(face, width, height) for face in faces):

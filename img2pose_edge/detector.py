@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from itertools import repeat
@@ -19,7 +20,7 @@ from img2pose_edge.decode import UNSURE, candidates, least_agreeing, proposal_ca
 from img2pose_edge.engines import Engine, choose_engine, installed, load_engine
 from img2pose_edge.face import Face, Faces
 from img2pose_edge.fast import FastDetector
-from img2pose_edge.manifest import Model, find_model
+from img2pose_edge.manifest import Model, check_maps, find_model
 from img2pose_edge.nms import non_maximum_suppression, pairwise_iou
 from img2pose_edge.pose_references import distant_face_box, project_face_box
 from img2pose_edge.preprocess import letterbox, load_image
@@ -29,11 +30,17 @@ MAX_CANDIDATES = 2000
 """Cells that go into NMS at most: the best ones (a picture holds hundreds of faces, not thousands)."""
 
 
+_detectors: weakref.WeakSet[PoseDetector] = weakref.WeakSet()
+"""All that there are."""
+
+
 class PoseDetector:
     """Finds every face of an image with its 6DoF pose. Safe to share between threads.
 
     The model is read at the first picture, not before.
     """
+
+    _fits = False  # that the model's maps are those of its manifest is seen at the first picture
 
     def __init__(
         self,
@@ -84,7 +91,10 @@ class PoseDetector:
         self.score_threshold = self._fraction("score_threshold", score_threshold, self.model.score_threshold)
         self.nms_iou = self._fraction("nms_iou", nms_iou, self.model.nms_iou)
         self.intrinsics = None if intrinsics is None else geometry.check_intrinsics(intrinsics)
+        if engine_options is not None and not isinstance(engine_options, Mapping):
+            raise ValueError(f"engine_options must be a mapping of names to settings, got {engine_options!r}")
         self._lock = threading.Lock()
+        _detectors.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, in another process or not, loads the network itself."""
@@ -93,6 +103,7 @@ class PoseDetector:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+        _detectors.add(self)
 
     @cached_property
     def _network(self) -> Engine:
@@ -150,6 +161,9 @@ class PoseDetector:
         with self._lock:  # engines reuse their output buffers
             outputs = self._network.run(network_image)
             if not self.model.has_proposals:
+                if not self._fits:
+                    check_maps(self.model, outputs, network_image.shape)
+                    self._fits = True
                 levels, gain = len(self.model.strides), self.model.score_gain
                 least = least_agreeing(threshold, self.model.support_gain)
                 found = candidates(outputs[:levels], outputs[levels:], self.model.strides, least, gain)
@@ -327,6 +341,24 @@ def mean_poses(
 _loading = threading.Lock()
 
 
+_abandoned: list[Any] = []
+"""Engines of the process that this one was forked from: to end them would be to wait for threads that are not here."""
+
+
+def _renew_locks() -> None:
+    """In a process that was forked: a lock that another thread held, which there is not here, would never be free."""
+    global _loading
+    _loading = threading.Lock()
+    for detector in _detectors:
+        if detector._lock.locked():
+            detector._lock = threading.Lock()
+            _abandoned.append(vars(detector).pop("_network", None))  # it was in the middle of a picture
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
 @lru_cache(maxsize=16)
 def _shared_detector(model: str | None, engine: str, threads: int | None, version: Any) -> PoseDetector:
     """``version``: what else tells whether it is the same model."""
@@ -337,7 +369,7 @@ def _version(model: str | Path | None) -> tuple[str, int] | None:
     """Where a model's file is, and when it was written: its name may mean another one later."""
     try:
         return (os.path.abspath(model), os.stat(model).st_mtime_ns) if model is not None else None
-    except (OSError, ValueError):  # no file: the name of a bundled model, or wrong
+    except (OSError, ValueError, TypeError):  # no file: the name of a bundled model, or wrong
         return None
 
 
@@ -362,6 +394,8 @@ def detect_poses(
         >>> from img2pose_edge import detect_poses
         >>> faces = detect_poses("photo.jpg")  # doctest: +SKIP
     """
+    if type(engine) is not str:
+        PoseDetector(model, engine)  # tells what is wrong
     with _loading:  # of several first calls at once one loads
         detector = _shared_detector(None if model is None else str(model), engine, threads, _version(model))
     return detector.detect(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
@@ -24,7 +24,7 @@ FARTHEST = 30000
 
 def draw_faces(
     image: Any,
-    faces: Sequence[Face],
+    faces: Iterable[Face],
     *,
     mask: bool = True,
     boxes: bool = True,
@@ -48,6 +48,7 @@ def draw_faces(
     """
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity must be between 0 and 1, got {opacity!r}")
+    faces = list(faces)
     check_type(faces)
     picture = load_image(image).copy()
     ordered = sorted(faces, key=lambda f: -f.translation[2])

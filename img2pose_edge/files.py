@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,7 +23,7 @@ def write_file(path: Path, data: bytes, sync: bool = False) -> None:
     Args:
         sync: wait until the disk has it, so that a machine without power loses neither content: of hours of work.
     """
-    if path.exists() and not path.is_file():
+    if descriptor(path) is not None or (path.exists() and not path.is_file()):
         write_in_place(path, data)
         return
     path = real(path)
@@ -45,9 +47,22 @@ def write_file(path: Path, data: bytes, sync: bool = False) -> None:
             partial.unlink(missing_ok=True)
 
 
+def descriptor(path: Path) -> int | None:
+    """The number of the open file that a path such as /dev/stdout stands for. It may be redirected to a file, in whose
+    place no other may be put, and which others write to, too."""
+    named = re.fullmatch(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d+)", str(path))
+    return (int(named[2]) if named[2] else 1 if named[1] == "out" else 2) if named else None
+
+
 def write_in_place(path: Path, data: bytes) -> None:
     try:
-        path.write_bytes(data)
+        if (number := descriptor(path)) is None:
+            path.write_bytes(data)
+            return
+        if sys.stdout:
+            sys.stdout.flush()  # what was printed before
+        with open(os.dup(number), "wb") as file:
+            file.write(data)
     except OSError as error:  # of a full device it does not tell which
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -62,7 +77,7 @@ def check_writable(path: Path) -> None:
     """Raise ``OSError``, naming a file, if it could not be written: before work whose results go there."""
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    if path.exists() and not path.is_file():
+    if path.exists() and (descriptor(path) is not None or not path.is_file()):
         return  # a device, or a pipe that would wait for its reader
     new = not_yet(path)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def find_model(model: str | Path | None = None, engine: str = "auto") -> Model:
         raise FileNotFoundError(f"model {name} has no manifest {manifest_path} beside it")
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"manifest {manifest_path} is not valid JSON: {error}") from error
     missing = [key for key in REQUIRED if key not in manifest] if isinstance(manifest, dict) else list(REQUIRED)
     if missing:
@@ -181,12 +182,13 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
         values = manifest[section] if isinstance(manifest[section], dict) else {}
         value = values.get(field, default)
         whole = section == "input"  # of pixels
-        good = isinstance(value, int if whole else (int, float)) and low <= value <= high
+        kinds = (int,) if whole else (int, float)
+        good = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
         kind = "a whole number" if whole else "a number"
         return "" if good else f"{section}.{field} must be {kind} from {low:g} to {high:g}, got {value!r}"
 
     def numbers(name: str, values: Any, count: int | None = None) -> str:
-        good = isinstance(values, list) and all(isinstance(v, int) and v > 0 for v in values)
+        good = isinstance(values, list) and all(type(v) is int and v > 0 for v in values)
         good = good and (len(values) == count if count else bool(values))
         return "" if good else f"{name} must be {count or 'some'} positive whole numbers, got {values!r}"
 
@@ -200,7 +202,12 @@ def wrong_fields(manifest: dict[str, Any]) -> list[str]:
     lists = manifest["outputs"].values() if isinstance(manifest["outputs"], dict) else []
     named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
     kinds = list(manifest["outputs"]) if isinstance(manifest["outputs"], dict) else []
-    order = "" if kinds in (["scores", "poses"], ["scores", "poses", "boxes"]) else "outputs must be scores, then poses"
+    every = [name for names in lists for name in names] if named else []
+    order = "" if len(set(every)) == len(every) else "outputs must have names of their own"
+    if named and "boxes" in kinds and any(len(names) != 1 for names in lists):
+        order = "outputs must be one of scores, poses and boxes each"
+    if kinds not in (["scores", "poses"], ["scores", "poses", "boxes"]):
+        order = "outputs must be scores, then poses"
     found = (
         number("input", "size", 1, 1e5),
         number("input", "multiple", 1, 1e5),
@@ -225,7 +232,23 @@ def wrong_strides(manifest: dict[str, Any]) -> list[str]:
         return [f"there must be as many scores and poses as strides, {len(strides)}"]
     if multiple % max(strides):
         return [f"input.multiple must be a multiple of the strides, got {multiple}"]
+    fixed = manifest["input"].get("fixed")
+    if fixed and any(side % multiple for side in fixed):
+        return [f"input.fixed must be multiples of input.multiple, {multiple}, got {fixed}"]
     return []
+
+
+def check_maps(model: Model, outputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` if an edge network's outputs for an image of ``shape``, (1, H, W, 3), are not those that the
+    manifest tells: one value or nine at every stride."""
+    for outputs_of, values in ((outputs[: len(model.strides)], 1), (outputs[len(model.strides) :], 9)):
+        for stride, found in zip(model.strides, outputs_of, strict=True):
+            wanted = (1, values, shape[1] // stride, shape[2] // stride)
+            if found.shape != wanted:
+                raise ValueError(
+                    f"outputs or strides in the manifest of {model.path} are not the model's: {found.shape} at stride "
+                    f"{stride} instead of {wanted}"
+                )
 
 
 def check_outputs(named: list[str], found: list[str]) -> None:

@@ -20,9 +20,14 @@ PAD_VALUE = 127
 """About the networks' pixel mean: padding is nothing to them."""
 
 
+def is_named_image(path: Path) -> bool:
+    """Whether a path in a folder is an image's by its name; macOS keeps notes in ``._`` files beside them."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
+
+
 def is_image(path: Path) -> bool:
-    """Whether a file in a folder is an image by its name; macOS keeps notes in ``._`` files beside them."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._") and path.is_file()
+    """Whether a path in a folder is a file that is an image by its name."""
+    return is_named_image(path) and path.is_file()
 
 
 def load_image(source: Any) -> np.ndarray:
@@ -45,12 +50,14 @@ def load_image(source: Any) -> np.ndarray:
         if not name:
             raise ValueError("the path of an image is empty")
         if os.path.isdir(name):  # unlike Path's these take a text that is too long for a path
-            raise ValueError(f"{name} is a folder, not an image")
+            what = ", not an image" if os.access(name, os.R_OK) else " that cannot be read"
+            raise ValueError(f"{name} is a folder{what}")
         if not os.path.exists(name):
             raise FileNotFoundError(f"no image {name[:SHOWN]}{'…' if len(name) > SHOWN else ''}")
         return decode_image(Path(name).read_bytes(), name)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(source), f"image bytes ({len(source)} long)")
+        data = bytes(source)
+        return decode_image(data, f"image bytes ({len(data)} long)")
     if hasattr(source, "convert") and hasattr(source, "getexif"):  # PIL, which we do not depend on
         orientation = 1
         try:
@@ -76,7 +83,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
     values = np.frombuffer(data, np.uint8)
     try:
-        if data.startswith((b"II*\0", b"MM\0*")):  # OpenCV 4.12 and older wrap TIFF's floats around
+        # OpenCV 4.12 and older wrap TIFF's floats around, and any takes those of 0 to 1 of others for black.
+        if data.startswith((b"II*\0", b"MM\0*", b"PF", b"Pf", b"#?RADIANCE", b"#?RGBE")):
             stored = cv2.imdecode(values, cv2.IMREAD_UNCHANGED)
             if stored is not None and stored.dtype.kind == "f":
                 return _from_array(stored, name)

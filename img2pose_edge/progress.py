@@ -30,7 +30,7 @@ def track(items: Iterable[T], label: str, start: int = 0, total: int | None = No
         total: how many there are, where ``items`` does not know; it may be off, and without it there is no bar.
     """
     end = start + len(items) if isinstance(items, Sized) else total
-    live = sys.stderr.isatty()
+    live = sys.stderr is not None and sys.stderr.isatty()
     began = shown = time.monotonic()
     number = 0
     try:
@@ -38,7 +38,7 @@ def track(items: Iterable[T], label: str, start: int = 0, total: int | None = No
             yield item
             number += 1
             now = time.monotonic()
-            if now - shown >= (0.1 if live else 60):
+            if sys.stderr is not None and now - shown >= (0.1 if live else 60):
                 shown = now
                 _show(label, start, number, end, now - began, live)
     finally:

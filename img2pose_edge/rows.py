@@ -89,7 +89,7 @@ class RowWriter:
             ValueError: for another suffix.
             OSError: if it cannot be written, or another writer has it open (where the system can tell).
         """
-        path = Path(path)
+        self._path = path = Path(path)
         self._csv = table_suffix(path) == ".csv"
         self._file = open_alone(path)
         if begin:
@@ -97,7 +97,7 @@ class RowWriter:
 
     def begin(self) -> None:
         """Empty the file; a CSV gets its header."""
-        if Path(self._file.name).is_file():  # and no device or pipe
+        if self._path.is_file():  # and no device or pipe
             self._file.seek(0)
             self._file.truncate()
         if self._csv:
@@ -144,12 +144,12 @@ class RowWriter:
         try:
             written = self._file.write(data)
         except OSError as error:  # it does not tell which file
-            raise OSError(error.errno, error.strerror, self._file.name) from error
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if written < len(data):  # the disk has room for less: no half row stays
             if end is not None:
                 self._file.seek(end)
                 self._file.truncate()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         self._file.close()

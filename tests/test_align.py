@@ -132,6 +132,22 @@ def test_a_panorama_is_cut_as_its_part_is(size: int) -> None:
         assert not align_face(pixels, replace(face, intrinsics=camera), size).any()
 
 
+def test_crops_lie_as_insightface_cuts_them() -> None:
+    """It counts from the middle of the first pixel, and has the image-left eye at (38.2946, 51.6963)."""
+    face = face_at((0, 0, 0), (300, 250))
+    matrix = alignment(face)
+    picture = np.zeros((480, 640, 3), np.uint8)
+    x, y = np.linalg.solve(matrix[:, :2], np.array([38.2946, 51.6963]) + 0.5 - matrix[:, 2])
+    ys, xs = np.mgrid[:480, :640] + 0.5
+    spot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 4.0**2)) * 255
+    picture[:] = spot.round().astype(np.uint8)[..., None]
+    crop = align_face(picture, face)[..., 0].astype(float)
+    rows, columns = np.mgrid[:112, :112]
+    middle = [(crop * places).sum() / crop.sum() for places in (columns, rows)]
+    np.testing.assert_allclose(middle, [38.2946, 51.6963], atol=0.1)
+    np.testing.assert_allclose(TEMPLATE[0] - 0.5, [38.2946, 51.6963])
+
+
 def test_the_astronaut_is_aligned(astronaut: np.ndarray) -> None:
     face = detect_poses(astronaut)[0]
     away = np.linalg.norm(moved(alignment(face), ASTRONAUT_POINTS) - TEMPLATE, axis=1)

@@ -37,10 +37,11 @@ from img2pose_edge.benchmarks.plots import pareto
 from img2pose_edge.benchmarks.report import short_table, write_report
 from img2pose_edge.benchmarks.scenes import FACE_COUNTS, scene
 from img2pose_edge.benchmarks.worker import Worker
+from img2pose_edge.pose_references import load_reference
 
-from img2pose_edge import PoseDetector
+from img2pose_edge import PoseDetector, geometry
 from img2pose_edge.cli import main
-from img2pose_edge.manifest import MODELS, bundled_models
+from img2pose_edge.manifest import MODELS, bundled_models, find_model
 
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = onnx.numpy_helper.from_array
@@ -571,6 +572,35 @@ def test_peers_reach_their_known_figures(file: str, figures_known: tuple[float, 
     figures = evaluate_wider(Peer(shared(f"peers/{file}.onnx")), shared("data/eval/wider"))
     for subset, known in zip(("easy", "medium", "hard"), figures_known, strict=True):
         assert figures[f"ap_{subset}"] == pytest.approx(known, abs=0.0065)
+
+
+def test_points_give_the_poses_of_solve_pnp() -> None:
+    points, camera = load_reference().detector_points5.astype(float), geometry.default_intrinsics(640, 480)
+    rotation = geometry.angles_to_matrix(np.array([[10.0, 30, -5], [0, -50, 20]]))
+    marks = geometry.project(points, rotation, np.array([[0.5, 0.2, 12.0], [-2, 1, 20]]), camera)
+    found = [Found(0.9, np.zeros(4), landmarks=m) for m in (*marks, np.full((5, 2), 7.0))]
+    good, other, *none = with_points(lambda *_: found)(np.zeros((480, 640, 3), np.uint8), None)
+    for face, pixels, turned in zip((good, other), marks, rotation, strict=True):
+        np.testing.assert_allclose(face.pose, geometry.solve_pnp(points, pixels, camera), atol=1e-3)
+        assert face.pose is not None
+        seen, _ = geometry.decompose_pose(face.pose)
+        assert np.degrees(geometry.geodesic_distance(seen, turned)) < 0.1
+    assert [face.pose for face in none] == [None]
+    assert with_points(lambda *_: [])(np.zeros((480, 640, 3), np.uint8), None) == []
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("bench", ".html"), ("steadiness", ".md")])
+def test_no_report_replaces_a_models_manifest(
+    command: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in (".onnx", ".json"):
+        shutil.copy(find_model("edge-n").path.with_suffix(kind), tmp_path / f"mine{kind}")
+    before = (tmp_path / "mine.json").read_bytes()
+    model = ["--models" if command == "bench" else "--model", str(tmp_path / "mine.onnx")]
+    data = [] if command == "bench" else ["--data", str(tmp_path)]
+    assert main([command, *model, *data, "--report", str(tmp_path / f"mine{suffix}")]) == 1
+    assert "mine.json belongs to the model" in capsys.readouterr().err
+    assert (tmp_path / "mine.json").read_bytes() == before
 
 
 def test_peers_get_poses_by_points_and_by_a_network() -> None:

@@ -67,6 +67,77 @@ def test_results_replace_no_image(folder: Path, capsys: pytest.CaptureFixture[st
     assert (folder / "a.jpg").read_bytes() == before
 
 
+def test_drawings_replace_no_photograph_beside_those_that_are_looked_at(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "sky.png", folder / "a.png")
+    before = (folder / "a.png").read_bytes()
+    assert main(["detect", str(folder / "a.jpg"), "--draw", str(folder)]) == 1
+    assert "a.png, perhaps a photograph: name another folder" in capsys.readouterr().err
+    assert (folder / "a.png").read_bytes() == before
+    (folder / "a.png").unlink()
+    assert main(["detect", str(folder / "a.jpg"), "--draw", str(folder)]) == 0
+    assert (folder / "a.png").is_file()
+
+
+def test_what_cannot_be_read_in_a_folder_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert main(["detect", str(folder)]) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    (folder / "broken.jpg").unlink()
+    closed, look_in, access = folder / "more", os.scandir, os.access
+
+    def refuse(path: Any) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look_in(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and access(path, mode))
+    assert main(["detect", str(folder)]) == 1
+    told = capsys.readouterr()
+    assert "more is a folder that cannot be read" in told.err
+    assert "a.jpg: 1 face" in told.out
+
+
+def test_an_empty_path_is_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["detect", ""]) == 1
+    assert capsys.readouterr().err == "error: the path of an image is empty\n"
+
+
+def shell(text: str, *arguments: Path) -> int:
+    program = f"{sys.executable} -m img2pose_edge"
+    return subprocess.run(["bash", "-c", text.replace("PROGRAM", program), "bash", *arguments]).returncode
+
+
+def test_standard_output_by_its_path_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    shell('{ echo first; PROGRAM detect "$1" --json /dev/stdout; echo last; } > "$2"', folder / "a.jpg", log)
+    first, *text, last = log.read_text().splitlines()
+    assert (first, last) == ("first", "last")
+    assert len(json.loads("\n".join(text))[0]["faces"]) == 1
+    shell('PROGRAM detect "$1" --json /dev/fd/1 >> "$2"', folder / "a.jpg", log)
+    assert log.read_text().count('"pitch"') == 2
+    assert log.read_text().startswith("first\n")
+
+
+def test_without_standard_error_it_works(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert shell('PROGRAM detect "$1" --json "$2" 2>&-', folder, out) == 0
+    assert len(json.loads(out.read_text())) == 3
+    (folder / "bad.jpg").write_bytes(b"no picture")
+    assert shell('PROGRAM detect "$1" --json - 2>&- > "$2"', folder / "bad.jpg", out) == 1
+    assert json.loads(out.read_text()) == []
+
+
+def test_a_completion_that_has_no_room_is_told(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    assert shell('PROGRAM --print-completion bash > /dev/full 2> "$1"', told) == 1
+    assert told.read_text().startswith("error: ")
+
+
 def test_what_cannot_be_written_is_told_before_the_work(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

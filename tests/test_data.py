@@ -18,6 +18,7 @@ from scipy.io import savemat
 
 from img2pose_edge import geometry
 from img2pose_edge.cli import main
+from img2pose_edge.training import store as store_module
 from img2pose_edge.training.annotate import whole_lines
 from img2pose_edge.training.checkpoint import load_checkpoint
 from img2pose_edge.training.data import open_data, read_records, split
@@ -147,6 +148,16 @@ def test_an_lmdb_holds_what_the_folder_holds(tiny_data: Path, tmp_path: Path) ->
     np.testing.assert_allclose(
         small.records[0].faces.boxes * (records[0].width / 128), records[0].faces.boxes, rtol=0.02
     )
+
+
+def test_pictures_of_a_store_have_the_size_of_their_labels(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store = open_data(prepare(tiny_data, tmp_path / "tiny.lmdb").path, tmp_path / "cache")
+    whole = store_module.decode_image
+    monkeypatch.setattr(store_module, "decode_image", lambda data, name: whole(data, name)[:-9])  # as if not upright
+    with pytest.raises(ValueError, match=r"record 0 of .*tiny\.lmdb is \d+x\d+; its label says \d+x\d+"):
+        store[0]
 
 
 def test_training_reads_an_lmdb_with_several_workers(tiny_data: Path, tmp_path: Path) -> None:

@@ -322,6 +322,20 @@ def test_pose_statistics_are_those_of_proposals(tiny_data: Path) -> None:
     assert deviation[:3].max() < 0.1
 
 
+def test_faces_around_the_camera_do_not_count(tiny_data: Path) -> None:
+    records = read_records(tiny_data / "labels.jsonl")
+    faces = records[0].faces
+    near = dataclasses.replace(
+        records[0],
+        faces=dataclasses.replace(faces, boxes=faces.boxes + 5 * records[0].width * np.array([-1, -1, 1, 1])),
+    )
+    wanted = pose_statistics(records, ExactConvention())
+    found = pose_statistics([*records, near], ExactConvention())
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_decoded_proposal_keeps_its_own_box() -> None:
     """A proposal that reaches into the padding was pooled there: its pose is in the camera of all of it."""
     pose, box = np.array([[0.1, 0.2, 0.0, 0.05, 0.1, 3.0]]), np.array([[100.0, 100, 200, 220]])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from conftest import ASTRONAUT_BOX
 from img2pose_edge.pose_references import distant_face_box, load_reference, project_face_box
 
 from img2pose_edge import Face, PoseDetector, detect_poses, geometry
+from img2pose_edge.coco import to_coco
+from img2pose_edge.commands.run import table
 from img2pose_edge.decode import candidates, least_agreeing
 from img2pose_edge.detector import MAX_CANDIDATES, make_faces
 from img2pose_edge.draw import draw_faces
@@ -706,6 +709,14 @@ def test_an_odd_tag_of_a_pil_image_is_not_written_again(astronaut: np.ndarray) -
     np.testing.assert_array_equal(load_image(PIL.Image.open(file)), astronaut)
 
 
+@pytest.mark.parametrize("suffix", [".pfm", ".hdr"])
+def test_floats_in_other_formats_are_refused(suffix: str, astronaut: np.ndarray) -> None:
+    done, data = cv2.imencode(suffix, astronaut.astype(np.float32) / 255)
+    assert done
+    with pytest.raises(ValueError, match="must be uint8"):
+        load_image(data.tobytes())
+
+
 def test_floats_in_tiff_are_refused(astronaut: np.ndarray) -> None:
     stored = cv2.imencode(".tiff", astronaut.astype(np.float32))[1].tobytes()
     with pytest.raises(ValueError, match=r"must be uint8 .*, got float32"):
@@ -788,6 +799,139 @@ def test_models_by_path_and_what_may_be_wrong_with_them(tmp_path: Path, astronau
     manifest.unlink()
     with pytest.raises(FileNotFoundError, match="manifest"):
         PoseDetector(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"strides": [4, 8, 16]}, "instead of (1, 1, "),
+        ({"poses": [2, 1, 0]}, "instead of (1, 9, "),
+        ({"poses": [0, 0, 0]}, "outputs must have names of their own"),
+        ({"strides": [True, 16, 32]}, "strides must be"),
+        ({"fixed": [33, 33]}, "input.fixed must be multiples of input.multiple"),
+    ],
+)
+def test_a_manifest_of_another_model_is_named(
+    change: dict[str, Any], what: str, tmp_path: Path, astronaut: np.ndarray
+) -> None:
+    model = find_model("edge-n")
+    manifest = copy.deepcopy(model.manifest)
+    manifest["strides"] = change.get("strides", manifest["strides"])
+    poses = manifest["outputs"]["poses"]
+    manifest["outputs"]["poses"] = [poses[i] for i in change.get("poses", range(len(poses)))]
+    manifest["input"] |= {"fixed": change["fixed"]} if "fixed" in change else {}
+    shutil.copy(model.path, tmp_path / "m.onnx")
+    (tmp_path / "m.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=re.escape(what)):
+        PoseDetector(tmp_path / "m.onnx", threads=1)(astronaut)
+
+
+def test_a_manifest_nested_without_end_is_named(tmp_path: Path) -> None:
+    shutil.copy(find_model("edge-n").path, tmp_path / "m.onnx")
+    (tmp_path / "m.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        PoseDetector(tmp_path / "m.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_in_the_middle_of_a_picture_goes_on() -> None:
+    code = """
+import os, sys, threading, time
+from skimage.data import astronaut
+from img2pose_edge import PoseDetector
+image = astronaut()[..., ::-1].copy()
+detector = PoseDetector(threads=1)
+detector(image)
+threading.Thread(target=lambda: [detector(image) for _ in iter(int, 1)], daemon=True).start()
+while not detector._lock.locked():
+    pass
+child = os.fork()
+if not child:
+    os._exit(10 + len(detector(image)))
+until = time.monotonic() + 30
+while not (done := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+    time.sleep(0.05)
+if not done[0]:
+    os.kill(child, 9)
+print(os.waitstatus_to_exitcode(done[1]) if done[0] else None, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "11\n", done.stderr
+
+
+def test_plain_numbers_are_the_faces_own(astronaut: np.ndarray) -> None:
+    turned = cv2.warpAffine(astronaut, cv2.getRotationMatrix2D((224, 110), 20, 1), (512, 512))
+    (face,) = detect_poses(turned)
+    told = face.to_dict()
+    np.testing.assert_allclose(told["rotation"], face.rotation, atol=1e-6)
+    assert np.abs(face.rotation - face.local_rotation).max() > 1e-3, "or the two could not be told apart"
+    np.testing.assert_allclose([told["pitch"], told["yaw"], told["roll"]], face.angles, atol=0.01)
+    np.testing.assert_allclose(told["translation"], face.pose[3:], atol=1e-4)
+    np.testing.assert_allclose(told["translation_mm"], face.pose[3:] * geometry.FACE_UNIT_MM, atol=0.1)
+    np.testing.assert_allclose(told["pose"], face.pose, atol=1e-5)
+    np.testing.assert_allclose(told["box"], face.box, atol=0.01)
+    np.testing.assert_allclose(told["landmarks68"], face.landmarks68, atol=0.01)
+    *_, line = table([face]).splitlines()
+    numbers = [float(text) for text in re.findall(r"-?[\d.]+", line)]
+    wanted = [face.score, *face.box, face.pitch, face.yaw, face.roll, *face.translation_mm]
+    np.testing.assert_allclose(numbers, wanted, atol=0.51)
+    x, y, z = (f"{v:.0f}" for v in face.translation_mm)
+    assert f"translation_mm=({x}, {y}, {z})" in repr(face)
+    assert f"pitch={face.pitch:.1f}, yaw={face.yaw:.1f}, roll={face.roll:.1f}" in repr(face)
+
+
+def test_what_is_drawn(astronaut: np.ndarray) -> None:
+    (face,) = detect_poses(astronaut)
+    before = astronaut.copy()
+    grey = np.full_like(astronaut, 127)
+
+    def drawn(**options: Any) -> np.ndarray:
+        return draw_faces(grey, [face], **{"mask": False, "boxes": False, "axes": False, **options})
+
+    assert (draw_faces(astronaut, [face]) != astronaut).any()
+    np.testing.assert_array_equal(astronaut, before)  # a copy is drawn into
+    assert (drawn() == grey).all()
+    assert (drawn(mask=True, opacity=0.0) == grey).all()
+    assert (drawn(boxes=True) != drawn()).any()
+    nose = load_reference().points5[2].astype(float)
+    axes = drawn(axes=True)
+    for axis, channel in (([1, 0, 0], 2), ([0, 1, 0], 1), ([0, 0, -1], 0)):  # red, green, blue of BGR
+        middle = nose + 0.3 * np.array(axis, float)
+        ((x, y),) = geometry.project(middle[None], face.rotation, face.translation, face.intrinsics).round().astype(int)
+        pixel = axes[y, x].astype(int)
+        if channel != 0:  # the blue one points at us: the others begin where it is
+            assert pixel.argmax() == channel
+            assert pixel[channel] - np.delete(pixel, channel).max() > 60
+    # From the side the third axis lies in the picture, and points to where the face looks.
+    aside = geometry.angles_to_matrix(np.array([0.0, -60, 0]))
+    (turned,) = make_faces(
+        np.ones(1), np.array([[256.0, 256]]), np.array([100.0]), aside[None], np.ones(2), face.intrinsics, 0.5
+    )
+    axes = draw_faces(grey, [turned], mask=False, boxes=False)
+    tip = geometry.project((nose - [0, 0, 0.4])[None], turned.rotation, turned.translation, turned.intrinsics)[0]
+    x, y = tip.round().astype(int)
+    assert x > 256, "towards image-right"
+    assert axes[y, x].argmax() == 0
+    assert int(axes[y, x, 0]) - int(axes[y, x, 2]) > 60
+
+
+def test_near_faces_are_drawn_over_far_ones(astronaut: np.ndarray) -> None:
+    camera, grey = geometry.default_intrinsics(512, 512), np.full_like(astronaut, 127)
+    local = np.eye(3)[None].repeat(2, 0)
+    scores, centers, sizes = np.array([0.9, 0.8]), np.full((2, 2), 256.0), np.array([150.0, 60])
+    near, far = make_faces(scores, centers, sizes, local, np.ones(2), camera, 1.0)
+    assert near.translation[2] < far.translation[2]
+    alone = draw_faces(grey, [near], boxes=False, axes=False, opacity=1.0)
+    for faces in ([near, far], [far, near]):
+        both = draw_faces(grey, faces, boxes=False, axes=False, opacity=1.0)
+        np.testing.assert_array_equal(both[230:282, 230:282], alone[230:282, 230:282])
+
+
+def test_faces_may_come_from_a_generator(astronaut: np.ndarray) -> None:
+    faces = detect_poses(astronaut)
+    np.testing.assert_array_equal(draw_faces(astronaut, (face for face in faces)), draw_faces(astronaut, faces))
+    assert len(to_coco([("a", (512, 512), (face for face in faces))])["annotations"]) == 1
 
 
 def test_import_is_light() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from img2pose_edge.files import real, write_file
-from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, load_image
+from img2pose_edge.preprocess import IMAGE_SUFFIXES, is_image, is_named_image, load_image
 from img2pose_edge.progress import track
 
 
@@ -25,9 +26,12 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
 
     Raises:
         FileNotFoundError: for a folder without images, or a pattern that matches nothing.
+        ValueError: for an empty one.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
+        if not pattern:
+            raise ValueError("the path of an image is empty")
         path = Path(pattern)
         if path.is_dir():
             matches = search(path, without)
@@ -46,10 +50,16 @@ def find_images(patterns: Sequence[str], without: Path | None = None) -> list[Pa
 
 
 def search(folder: Path, without: Path | None) -> list[Path]:
-    """Images in a folder and below, but for ``without``, a file or folder below it, and what that holds."""
+    """Images in a folder and below, but for ``without``, a file or folder below it, and what that holds; folders that
+    cannot be read and links that lead nowhere are among them, to be told as images are."""
     outer, inner = real(folder), without and real(without)
     hidden = inner if inner and outer in inner.parents else None
-    return [p for p in sorted(folder.rglob("*")) if is_image(p) and hidden not in (real(p), *real(p).parents)]
+    closed: list[Path] = []
+    found: list[Path] = []
+    for place, _, names in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+        paths = [Path(place, name) for name in names]
+        found += [path for path in paths if is_image(path) or (is_named_image(path) and not os.path.exists(path))]
+    return [path for path in sorted(found + closed) if hidden not in (real(path), *real(path).parents)]
 
 
 class Photographs(Sequence[np.ndarray]):

@@ -73,6 +73,10 @@ def detect(options: argparse.Namespace) -> int:
     sources = {real(path) for path in paths}
     if options.draw and real(options.draw) in sources:
         raise ValueError(f"--draw {options.draw} would replace the image itself: name another file or folder")
+    if options.draw and real(options.draw) in {path.parent for path in sources}:
+        for target in (drawn_path(path, options.draw, alone) for path in paths):
+            if target.exists() and real(target) not in sources:
+                raise ValueError(f"--draw would replace {target}, perhaps a photograph: name another folder")
     for name, file in (("--json", options.json), ("--coco", options.coco)):
         if file and (file.suffix.lower() in IMAGE_SUFFIXES or real(file) in sources):
             raise ValueError(f"{name} {file} is a picture, which results would replace: name another file")
