@@ -24,6 +24,7 @@ from img2pose_edge.benchmarks.metrics import (
     wider_average_precision,
 )
 
+from img2pose_edge import geometry
 from img2pose_edge.detector import PoseDetector
 from img2pose_edge.preprocess import PAD_VALUE, is_image, load_image
 from img2pose_edge.progress import track
@@ -314,9 +315,10 @@ def evaluate_aflw2000(detect: Detect, root: Path, problems: list[str] | None = N
 
 
 def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None = None) -> dict[str, float]:
-    """Mean absolute error of yaw against the pan label, in ranges of ``|pan|``, and the faces missed in each.
+    """Mean absolute error of the pan, in ranges of ``|pan|``, and the faces missed in each.
 
-    Each photograph shows one person: their face is the best-scored one. ``own_zero_…`` is the error of the range
+    Labels are where people looked about the vertical (``geometry.angles_to_pan``), which is not the yaw of heads that
+    nod. Each photograph shows one person: their face is the best-scored one. ``own_zero_…`` is the error of the range
     :data:`OWN_ZERO` without its mean for each person, with sign: labels are where people were told to look, and how
     they sat puts all of a person's off by some degrees to one side, for whoever measures it.
     """
@@ -327,8 +329,8 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
         best = max(faces, key=lambda f: f.score, default=None)
         pan.append(abs(row["pan_deg"]))
         person.append(row["person"])
-        yaw = np.nan if best is None or best.angles is None else best.angles[1]
-        error.append(yaw - row["pan_deg"])
+        seen = np.nan if best is None or best.angles is None else geometry.angles_to_pan(best.angles)
+        error.append((seen - row["pan_deg"] + 180) % 360 - 180)
     pans, signed, persons = np.array(pan), np.array(error), np.array(person)
     errors = np.abs(signed)
 
@@ -336,12 +338,12 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
     for low, high in PANS:
         within = errors[(pans >= low) & (pans <= high)]
         found = within[~np.isnan(within)]
-        by_pan[f"yaw_mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
+        by_pan[f"mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
         by_pan[f"missed_pan_{low}_{high}"] = len(within) - len(found)
     low, high = OWN_ZERO
     own = [signed[(pans >= low) & (pans <= high) & (persons == p) & ~np.isnan(signed)] for p in np.unique(persons)]
     rest = np.concatenate([np.abs(e - e.mean()) for e in own if len(e)] or [np.empty(0)])
-    by_pan[f"own_zero_yaw_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
+    by_pan[f"own_zero_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
     return {"faces": len(errors), "missed": int(np.isnan(errors).sum()), **by_pan}
 
 

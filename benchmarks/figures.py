@@ -48,11 +48,11 @@ def precision(subset: str) -> Place:
 
 
 def pan_error(low: int, high: int) -> Place:
-    return ("accuracy", "pointing04", f"yaw_mae_pan_{low}_{high}")
+    return ("accuracy", "pointing04", f"mae_pan_{low}_{high}")
 
 
 def own_zero_error(low: int, high: int) -> Place:
-    return ("accuracy", "pointing04", f"own_zero_yaw_mae_pan_{low}_{high}")
+    return ("accuracy", "pointing04", f"own_zero_mae_pan_{low}_{high}")
 
 
 def yaw_error(low: int, high: int) -> Place:
@@ -61,7 +61,7 @@ def yaw_error(low: int, high: int) -> Place:
 
 def missed(place: Place) -> Place:
     """How many faces an angle error leaves out, as they were not found."""
-    return (*place[:-1], place[-1].replace("yaw_mae", "mae").replace("mae", "missed"))
+    return (*place[:-1], place[-1].replace("mae", "missed"))
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -169,7 +169,7 @@ def draw_breakdowns(results: Sequence[Result]) -> list[Figure]:
     plots = [
         draw_lines(finding, palette, number, "Whole call by number of faces, of which it finds most", "ms", log=True),
         draw_lines(boxes, palette, sizes, "WIDER FACE subset: AP by size of face, pixels at 640", "AP"),
-        draw_lines(chosen, palette, yaws, "AFLW2000-3D subset (three angles), Pointing'04 (yaw)", "error, degrees"),
+        draw_lines(chosen, palette, yaws, "AFLW2000-3D subset (three angles), Pointing'04 (pan)", "error, degrees"),
         draw_lines(boxes, palette, attributes, "WIDER FACE: AP by attribute", "AP"),
     ]
     return [plot for plot in plots if plot]

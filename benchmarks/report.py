@@ -99,9 +99,9 @@ def long_row(result: Result) -> dict[str, str]:
         columns[f"AFLW MAE, yaw {low}-{high}"] = f"{error_cell(result, yaw_error(low, high), 2)} of {count}"
     columns["AFLW missed"] = cell(result, missed(AFLW_MAE), 0)
     for low, high in SHOWN_PANS:
-        columns[f"P'04 yaw, pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
+        columns[f"P'04 pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
     low, high = OWN_ZERO
-    columns[f"P'04 yaw, pan {low}-{high}, own zero"] = cell(result, own_zero_error(low, high), 2)
+    columns[f"P'04 pan {low}-{high}, own zero"] = cell(result, own_zero_error(low, high), 2)
     columns["BIWI MAE"] = cell(result, BIWI_MAE, 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)
     return columns
@@ -110,7 +110,7 @@ def long_row(result: Result) -> dict[str, str]:
 def short_table(document: dict[str, Any]) -> str:
     """Markdown: of each model and precision its fastest engine, one thread."""
     head = ["", "engine", "MB", "MMACs", "ms, 1 face", "ms, 50 faces", "AP easy / medium / hard", "AFLW MAE"]
-    head.append("P'04 yaw, pan 0–60 / 75–90")
+    head.append("P'04 pan, 0–60 / 75–90")
     lines = [head]
     for result in fastest(document["results"]):
         named = f"**{label(result)}**" if result["ours"] else label(result)

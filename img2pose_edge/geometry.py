@@ -234,6 +234,24 @@ def matrix_to_angles(matrix: Array) -> Array:
     return _stack([pitch, yaw, roll]) * (180 / np.pi)
 
 
+def angles_to_pan(angles: Array) -> Array:
+    """Where a face looks, about the camera's vertical.
+
+    Yaw is the angle between that direction and the plane in which pitch turns; the two are the same where pitch is 0,
+    and at a pitch of 45 degrees a pan of 60 is a yaw of 51.
+
+    Args:
+        angles: (..., 3) pitch, yaw, roll in degrees.
+
+    Returns:
+        (...,) degrees, of yaw's sign; in [-90, 90] unless the pitch is beyond 90.
+    """
+    xp = namespace(angles)
+    radians = angles * (np.pi / 180)
+    pitch, yaw = radians[..., 0], radians[..., 1]
+    return xp.arctan2(xp.sin(yaw), xp.cos(yaw) * xp.cos(pitch)) * (180 / np.pi)
+
+
 def geodesic_distance(a: Array, b: Array) -> Array:
     """Angle in radians, (...,), of the rotation between (..., 3, 3) matrices ``a`` and ``b``.
 

@@ -58,6 +58,14 @@ def test_angles_are_those_of_300w_lp(r: np.ndarray) -> None:
     np.testing.assert_allclose(expected, matrix, atol=1e-7)
 
 
+@given(st.tuples(st.floats(-89, 89), st.floats(-89, 89), st.floats(-179, 179)).map(np.array))
+def test_pan_is_the_heading_of_what_leaves_the_face(a: np.ndarray) -> None:
+    x, _, z = g.angles_to_matrix(a) @ np.array([0, 0, -1.0])
+    assert g.angles_to_pan(a) == pytest.approx(np.degrees(np.arctan2(-x, -z)), abs=1e-9)
+    assert np.sign(g.angles_to_pan(a)) == np.sign(a[1])
+    assert g.angles_to_pan(np.array([0.0, a[1], a[2]])) == pytest.approx(a[1], abs=1e-9)
+
+
 def test_signs_of_the_angles() -> None:
     out_of_face = np.array([0, 0, -1.0])
     assert (g.angles_to_matrix(np.array([30.0, 0, 0])) @ out_of_face)[1] < 0, "pitch > 0 looks up"
@@ -236,6 +244,7 @@ def torch_and_numpy() -> list[tuple[str, tuple[np.ndarray, ...]]]:
         ("matrix_to_sixd", (rotation,)),
         ("angles_to_matrix", (r * 40,)),
         ("matrix_to_angles", (rotation,)),
+        ("angles_to_pan", (r * 40,)),
         ("geodesic_distance", (rotation, rotation[::-1].copy())),
         ("transform_intrinsics", (np.stack([K] * 5), size, center)),
         ("ray_rotation", (center, K)),
