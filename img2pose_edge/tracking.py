@@ -49,14 +49,10 @@ class TrackedFace(NamedTuple):
 
 @dataclass
 class Track:
-    """What a tracker remembers of a face beside its row in the filter: see :class:`TrackedFace`.
-
-    ``box`` is ``raw``'s, (4,) at depth 1 of the camera frame.
-    """
+    """What a tracker remembers of a face beside its column in the filter and its box: see :class:`TrackedFace`."""
 
     id: int
     raw: Face
-    box: np.ndarray
 
 
 class PoseTracker:
@@ -81,7 +77,7 @@ class PoseTracker:
         sure_score: float = 0.5,
         patience: float = PATIENCE,
         min_cutoff: float = 0.1,
-        speed_slope: float = 3.5,
+        speed_slope: float = 6.0,
         speed_cutoff: float = 0.7,
     ) -> None:
         """
@@ -124,6 +120,7 @@ class PoseTracker:
         """Forget all faces and the time; ids start again at 0, or go on where they were."""
         self._filter = PoseFilter(*self._settings)
         self._tracks: list[Track] = []
+        self._boxes = np.empty((4, 0))  # of their raw faces, at depth 1 of the camera frame
         self._time = -math.inf
         self._next_id = self._next_id if ids_go_on else 0
         self._camera = np.eye(3)
@@ -155,6 +152,7 @@ class PoseTracker:
         alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
         if not alive.all():
             self._filter.keep(alive)
+            self._boxes = self._boxes[:, alive]
             self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
         with np.errstate(over="ignore", invalid="ignore"):  # of faces predicted beside the camera
             if faces:
@@ -175,15 +173,18 @@ class PoseTracker:
         boxes = self._camera_boxes(faces)
         rows, columns = self._match(boxes, states, sure, time)
         for row, column in zip(rows, columns, strict=True):
-            self._tracks[row].raw, self._tracks[row].box = faces[column], boxes[:, column]
+            self._tracks[row].raw = faces[column]
         if rows:
             every = len(rows) == len(self._tracks)  # in order then
-            self._filter.update(slice(None) if every else np.array(rows), states[:, columns], time)
+            continued, seen = slice(None) if every else np.array(rows), np.array(columns)
+            self._boxes[:, continued] = boxes[:, seen]
+            self._filter.update(continued, states[:, seen], time)
         known = set(columns)
         begun = [k for k, begins in enumerate(sure) if begins and k not in known]
         if begun:
             self._filter.add(states[:, begun], time)
-            self._tracks += [Track(self._next_id + i, faces[k], boxes[:, k]) for i, k in enumerate(begun)]
+            self._boxes = np.concatenate([self._boxes, boxes[:, begun]], axis=1)
+            self._tracks += [Track(self._next_id + i, faces[k]) for i, k in enumerate(begun)]
             self._next_id += len(begun)
 
     def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
@@ -201,8 +202,7 @@ class PoseTracker:
         sure = np.array(are_sure)
         # Where a face has gone in a longer gap nobody knows: most likely nowhere far.
         moment = min(time, self._time + self.patience)
-        last = np.array([track.box for track in self._tracks]).T.copy()
-        expected = self._filter.expected_boxes(last, moment)
+        expected = self._filter.expected_boxes(self._boxes, moment)
         alike = self._filter.measured[:4].T.dot(states[:4]) ** 2
         similarity = pairwise_iou(expected.T, boxes.T) * alike
         recent = (self._filter.seen == self._time)[:, None]
@@ -263,7 +263,7 @@ def check_faces(faces: Sequence[Face]) -> np.ndarray:
         if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
             raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
     poses = np.array([face.pose for face in faces]).reshape(-1, 6)
-    if not (np.abs(poses).max(initial=0) < math.inf and min(poses[:, 5].tolist(), default=1) > 0):
+    if not (math.isfinite(poses.sum()) and min(poses[:, 5].tolist(), default=1) > 0):
         fine = np.isfinite(poses).all(1) & (poses[:, 5] > 0)
         if not fine.all():
             i = int(np.argmin(fine))
