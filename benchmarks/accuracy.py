@@ -38,8 +38,8 @@ FACE_SIZES = (8, 16, 32, 64)
 YAWS = ((0, 30), (30, 60), (60, 90))
 PANS = ((0, 30), (0, 60), (45, 60), (75, 90))
 """Ranges, in degrees, of the absolute yaws and pans that angle errors are broken down by."""
-OWN_ZERO = (0, 60)
-"""Pans, absolute, that tell how far a person's zero is off the room's."""
+OWN_LINE = (0, 60)
+"""Pans, absolute, through which each person's line is drawn."""
 
 
 @dataclass(frozen=True)
@@ -318,21 +318,24 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
     """Mean absolute error of the pan, in ranges of ``|pan|``, and the faces missed in each.
 
     Labels are where people looked about the vertical (``geometry.angles_to_pan``), which is not the yaw of heads that
-    nod. Each photograph shows one person: their face is the best-scored one. ``own_zero_…`` is the error of the range
-    :data:`OWN_ZERO` without its mean for each person, with sign: labels are where people were told to look, and how
-    they sat puts all of a person's off by some degrees to one side, for whoever measures it.
+    nod. Each photograph shows one person: their face is the best-scored one.
+
+    Labels are where people were told to look. How they sat puts all of a person's off to one side, and one turns the
+    head further for the same mark than another, for whoever measures it. ``own_line_…`` is what the range
+    :data:`OWN_LINE` is off each person's line of least squares through the measured pans, over its slope: a measure
+    that falls short of large pans throughout gains nothing. Persons of fewer than three pans are left out.
     """
     pan, error, person = [], [], []
     rows = read_labels(root / "labels.csv", ("pan_deg", "person"), problems)
     for row, image in read_images(root, rows, "Pointing'04", problems):
         faces = detect(image, None)
         best = max(faces, key=lambda f: f.score, default=None)
-        pan.append(abs(row["pan_deg"]))
+        pan.append(row["pan_deg"])
         person.append(row["person"])
         seen = np.nan if best is None or best.angles is None else geometry.angles_to_pan(best.angles)
         error.append((seen - row["pan_deg"] + 180) % 360 - 180)
-    pans, signed, persons = np.array(pan), np.array(error), np.array(person)
-    errors = np.abs(signed)
+    turned, signed, persons = np.array(pan), np.array(error), np.array(person)
+    pans, errors = np.abs(turned), np.abs(signed)
 
     by_pan: dict[str, float] = {}
     for low, high in PANS:
@@ -340,11 +343,21 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
         found = within[~np.isnan(within)]
         by_pan[f"mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
         by_pan[f"missed_pan_{low}_{high}"] = len(within) - len(found)
-    low, high = OWN_ZERO
-    own = [signed[(pans >= low) & (pans <= high) & (persons == p) & ~np.isnan(signed)] for p in np.unique(persons)]
-    rest = np.concatenate([np.abs(e - e.mean()) for e in own if len(e)] or [np.empty(0)])
-    by_pan[f"own_zero_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
+    low, high = OWN_LINE
+    use = (pans >= low) & (pans <= high) & ~np.isnan(signed)
+    own = [off_own_line(turned[use & (persons == p)], signed[use & (persons == p)]) for p in np.unique(persons[use])]
+    rest = np.concatenate([*own, np.empty(0)])
+    by_pan[f"own_line_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
     return {"faces": len(errors), "missed": int(np.isnan(errors).sum()), **by_pan}
+
+
+def off_own_line(pan: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(N,) degrees that measured pans, (N,) labels and their errors, are off their own line, in degrees of the label;
+    empty for fewer than three labels that differ."""
+    if len(np.unique(pan)) < 3:
+        return np.empty(0)
+    line = np.polynomial.Polynomial.fit(pan, pan + error, 1)
+    return np.abs((pan + error - line(pan)) / line.deriv()(0))
 
 
 def mean_absolute(errors: list[np.ndarray], *names: str) -> dict[str, float]:
