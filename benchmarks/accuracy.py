@@ -38,8 +38,8 @@ FACE_SIZES = (8, 16, 32, 64)
 YAWS = ((0, 30), (30, 60), (60, 90))
 PANS = ((0, 30), (0, 60), (45, 60), (75, 90))
 """Ranges, in degrees, of the absolute yaws and pans that angle errors are broken down by."""
-OWN_LINE = (0, 60)
-"""Pans, absolute, through which each person's line is drawn."""
+OWN_PANS = (0, 60)
+"""Pans, absolute, that tell how a person sat and turned."""
 
 
 @dataclass(frozen=True)
@@ -321,9 +321,10 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
     nod. Each photograph shows one person: their face is the best-scored one.
 
     Labels are where people were told to look. How they sat puts all of a person's off to one side, and one turns the
-    head further for the same mark than another, for whoever measures it. ``own_line_…`` is what the range
-    :data:`OWN_LINE` is off each person's line of least squares through the measured pans, over its slope: a measure
-    that falls short of large pans throughout gains nothing. Persons of fewer than three pans are left out.
+    head further for the same mark than another, for whoever measures it. So there are two more errors of the range
+    :data:`OWN_PANS`: ``own_zero_…`` without its mean for each person, with sign, and ``own_line_…`` off each person's
+    line of least squares (:func:`off_own_line`), which takes a measure's own constant factor out, too: to shrink all
+    pans neither gains nor loses.
     """
     pan, error, person = [], [], []
     rows = read_labels(root / "labels.csv", ("pan_deg", "person"), problems)
@@ -343,21 +344,28 @@ def evaluate_pointing04(detect: Detect, root: Path, problems: list[str] | None =
         found = within[~np.isnan(within)]
         by_pan[f"mae_pan_{low}_{high}"] = float(found.mean()) if len(found) else float("nan")
         by_pan[f"missed_pan_{low}_{high}"] = len(within) - len(found)
-    low, high = OWN_LINE
+    low, high = OWN_PANS
     use = (pans >= low) & (pans <= high) & ~np.isnan(signed)
-    own = [off_own_line(turned[use & (persons == p)], signed[use & (persons == p)]) for p in np.unique(persons[use])]
-    rest = np.concatenate([*own, np.empty(0)])
-    by_pan[f"own_line_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
+    own = [(turned[use & (persons == p)], signed[use & (persons == p)]) for p in np.unique(persons[use])]
+    off_zero = [np.abs(off - off.mean()) for _, off in own]
+    off_line = [off_own_line(label, off) for label, off in own]
+    for name, parts in (("own_zero", off_zero), ("own_line", off_line)):
+        rest = np.concatenate([*parts, np.empty(0)])
+        by_pan[f"{name}_mae_pan_{low}_{high}"] = float(rest.mean()) if len(rest) else float("nan")
     return {"faces": len(errors), "missed": int(np.isnan(errors).sum()), **by_pan}
 
 
 def off_own_line(pan: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(N,) degrees that measured pans, (N,) labels and their errors, are off their own line, in degrees of the label;
-    empty for fewer than three labels that differ."""
+    """Degrees that measured pans, (N,) labels and (N,) errors, are off their line of least squares, over its slope.
+
+    Returns:
+        (N,), NaN if the line does not rise; empty for fewer than three labels that differ, which tell no line.
+    """
     if len(np.unique(pan)) < 3:
         return np.empty(0)
     line = np.polynomial.Polynomial.fit(pan, pan + error, 1)
-    return np.abs((pan + error - line(pan)) / line.deriv()(0))
+    slope = line.deriv()(0)
+    return np.abs(pan + error - line(pan)) / (slope if slope > 1e-6 else np.nan)
 
 
 def mean_absolute(errors: list[np.ndarray], *names: str) -> dict[str, float]:

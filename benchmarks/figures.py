@@ -51,6 +51,10 @@ def pan_error(low: int, high: int) -> Place:
     return ("accuracy", "pointing04", f"mae_pan_{low}_{high}")
 
 
+def own_zero_error(low: int, high: int) -> Place:
+    return ("accuracy", "pointing04", f"own_zero_mae_pan_{low}_{high}")
+
+
 def own_line_error(low: int, high: int) -> Place:
     return ("accuracy", "pointing04", f"own_line_mae_pan_{low}_{high}")
 

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from img2pose_edge.benchmarks.accuracy import OWN_LINE, SUBSETS, YAWS
+from img2pose_edge.benchmarks.accuracy import OWN_PANS, SUBSETS, YAWS
 from img2pose_edge.benchmarks.figures import (
     AFLW_MAE,
     BIWI_MAE,
@@ -23,6 +23,7 @@ from img2pose_edge.benchmarks.figures import (
     markdown,
     missed,
     own_line_error,
+    own_zero_error,
     pan_error,
     precision,
     read,
@@ -100,7 +101,8 @@ def long_row(result: Result) -> dict[str, str]:
     columns["AFLW missed"] = cell(result, missed(AFLW_MAE), 0)
     for low, high in SHOWN_PANS:
         columns[f"P'04 pan {low}-{high}"] = error_cell(result, pan_error(low, high), 2)
-    low, high = OWN_LINE
+    low, high = OWN_PANS
+    columns[f"P'04 pan {low}-{high}, own zero"] = cell(result, own_zero_error(low, high), 2)
     columns[f"P'04 pan {low}-{high}, own line"] = cell(result, own_line_error(low, high), 2)
     columns["BIWI MAE"] = cell(result, BIWI_MAE, 2)
     columns["P'04 missed"] = cell(result, ("accuracy", "pointing04", "missed"), 0)

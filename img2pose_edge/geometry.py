@@ -235,7 +235,7 @@ def matrix_to_angles(matrix: Array) -> Array:
 
 
 def angles_to_pan(angles: Array) -> Array:
-    """Where a face looks, about the camera's vertical.
+    """Where a face looks about the vertical of the camera that the angles refer to.
 
     Yaw is the angle between that direction and the plane in which pitch turns; the two are the same where pitch is 0,
     and at a pitch of 45 degrees a pan of 60 is a yaw of 51.

@@ -35,9 +35,13 @@ GROUPS = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1.0]]
 SHARED = np.ascontiguousarray(GROUPS.T)
 ONES = np.ones(3)
 TINY = 1e-100  # keeps the direction of a turn by 0 finite
-NOISE_SHARE = 2.0
-"""How many times the speed that noise alone feigns (squared) does not count as motion: of training photographs, seen by
-a camera at rest, the noise of poses then hardly raises the cutoff."""
+NOISE_SHARES = np.array([[2.5], [3.5], [5.0]])
+"""How many times the squared speed that noise feigns on average does not count as motion: of rotation, sideways and
+depth, as squares of fewer numbers scatter more."""
+NOISE_TIME = 0.5
+"""Seconds, time constant of the noise."""
+MOST_NOISE = 0.005
+"""What one measurement tells of the noise at most, as an outlier, there and back, is none: 4 degrees, squared."""
 
 
 def length(vectors: np.ndarray) -> np.ndarray:
@@ -123,17 +127,18 @@ class PoseFilter:
     speed_slope * speed``, so that a steadily moving face is followed at a distance of about ``1 / (2 pi speed_slope)``.
     At first it takes the mean of what it has seen, if that is prompter.
 
-    Noise feigns speed, and more of it of a small or blurred face. How much there is shows in how far each measurement
-    is from where the speed led: of white noise of variance ``s²`` these differences have ``2 s²``, and the filtered
-    speed ``2 s² / ((T + dt) (2 T + dt))``, where ``T`` is the time constant of its filter. That, times
-    :data:`NOISE_SHARE`, is taken off the square of the speed (the original filter takes nothing off).
+    Noise feigns speed, and more of it of a small or blurred face. What noise moves it moves back: of white noise of
+    variance ``s²`` one step between measurements times the next is ``-s²`` on average, whereas steps of a motion go the
+    same way; and the square of the filtered speed is ``2 s² / ((T + dt) (2 T + dt))``, where ``T`` is the time constant
+    of its filter. That, times :data:`NOISE_SHARES`, is taken off it (the original filter takes nothing off).
 
     Attributes:
         born, seen: (M,) seconds, when each was first and last measured.
         measured: (7, M) last measured states.
         smooth: (7, M) filtered states, at time ``seen``.
         speed: (6, M) filtered steps per second.
-        noise: (3, M) mean squares of what measurements are off from where the speed led: rotation, sideways, depth.
+        moved: (6, M) last steps between measurements.
+        noise: (3, M) variances of the noise, of rotation, sideways motion and depth.
     """
 
     def __init__(self, min_cutoff: float, speed_slope: float, speed_cutoff: float) -> None:
@@ -148,7 +153,7 @@ class PoseFilter:
         self._speed_time = 1 / (2 * np.pi * speed_cutoff)
         self.born, self.seen = np.empty(0), np.empty(0)
         self.measured, self.smooth, self.speed = np.empty((7, 0)), np.empty((7, 0)), np.empty((6, 0))
-        self.noise = np.empty((3, 0))
+        self.moved, self.noise = np.empty((6, 0)), np.empty((3, 0))
 
     def at(self, time: float) -> np.ndarray:
         """(7, M) states at ``time`` (seconds): the filtered ones, moved on at constant speed."""
@@ -179,19 +184,21 @@ class PoseFilter:
         # the last filtered value, counts the filter's own lag as motion, differently at each frame rate.
         moved, behind = steps[:, :count], steps[:, count:]
         # A low-pass filter of time constant T takes dt / (dt + T) of what is new (equation 6).
-        speed, noise = self.speed[:, which], self.noise[:, which]
-        new, slow = moved - speed * interval, interval + self._speed_time
-        speed = speed + new / slow
+        speed, slow = self.speed[:, which], interval + self._speed_time
+        speed = speed + (moved - speed * interval) / slow
         # The noise up to the last measurement: what is new in this one may be a motion that begins.
-        feigned = noise * (NOISE_SHARE / (slow * (slow + self._speed_time)))
+        noise = self.noise[:, which]
+        feigned = noise * (2 * NOISE_SHARES / (slow * (slow + self._speed_time)))
         lengths = np.sqrt(np.maximum(GROUPS.dot(speed * speed) - feigned, 0))
-        self.noise[:, which] = noise + (GROUPS.dot(new * new) - noise) * (interval / slow)
+        back = np.minimum(GROUPS.dot(-self.moved[:, which] * moved), MOST_NOISE)
+        self.noise[:, which] = np.maximum(noise + (back - noise) * (interval / (interval + NOISE_TIME)), 0)
         lengths[1] *= np.exp(states[6])  # sideways, x/z and y/z to face units
         # The first value, which may be far off, weighs no more than those that follow.
         memory = np.minimum(1 / (self._rest_rate + self._rate_slope * lengths), time - self.born[which])
         share = interval / (interval + memory)
         self.smooth[:, which] = take_step(smooth, behind * SHARED.dot(share))
-        self.measured[:, which], self.speed[:, which], self.seen[which] = states, speed, time
+        self.measured[:, which], self.moved[:, which] = states, moved
+        self.speed[:, which], self.seen[which] = speed, time
 
     def add(self, states: np.ndarray, time: float) -> None:
         """Append (7, N) states first measured at ``time`` (seconds), at rest."""
@@ -201,10 +208,11 @@ class PoseFilter:
         self.measured = np.concatenate([self.measured, states], axis=1)
         self.smooth = np.concatenate([self.smooth, states], axis=1)
         self.speed = np.concatenate([self.speed, np.zeros((6, count))], axis=1)
+        self.moved = np.concatenate([self.moved, np.zeros((6, count))], axis=1)
         self.noise = np.concatenate([self.noise, np.zeros((3, count))], axis=1)
 
     def keep(self, which: np.ndarray) -> None:
         """Drop all but these: (M,) bool."""
         self.born, self.seen = self.born[which], self.seen[which]
-        every = self.measured, self.smooth, self.speed, self.noise
-        self.measured, self.smooth, self.speed, self.noise = (array[:, which] for array in every)
+        self.measured, self.smooth = self.measured[:, which], self.smooth[:, which]
+        self.speed, self.moved, self.noise = (array[:, which] for array in (self.speed, self.moved, self.noise))

@@ -263,7 +263,7 @@ def check_faces(faces: Sequence[Face]) -> np.ndarray:
         if face.intrinsics is not faces[0].intrinsics and not np.array_equal(face.intrinsics, faces[0].intrinsics):
             raise ValueError(f"the faces of one frame must share one camera; number {i} has other intrinsics")
     poses = np.array([face.pose for face in faces]).reshape(-1, 6)
-    if not (math.isfinite(poses.sum()) and min(poses[:, 5].tolist(), default=1) > 0):
+    if not (np.abs(poses).max(initial=0) < math.inf and min(poses[:, 5].tolist(), default=1) > 0):
         fine = np.isfinite(poses).all(1) & (poses[:, 5] > 0)
         if not fine.all():
             i = int(np.argmin(fine))

@@ -23,6 +23,7 @@ from img2pose_edge.benchmarks.accuracy import (
     evaluate_aflw2000,
     evaluate_pointing04,
     evaluate_wider,
+    off_own_line,
     read_labels,
 )
 from img2pose_edge.benchmarks.bench import INTERRUPTED, BenchOptions, measure_accuracy, run_bench, weigh
@@ -653,7 +654,7 @@ def test_misses_are_those_of_the_range() -> None:
     assert "6.3 / 27.1 (8 missed)" in short_table(document(one))
 
 
-def test_yaws_by_pan_tell_what_each_range_misses(evaluation_data: Path) -> None:
+def test_ranges_of_pan_tell_what_they_miss(evaluation_data: Path) -> None:
     figures = evaluate_pointing04(lambda image, threshold: [], evaluation_data / "pointing04", [])
     missed = {name: int(count) for name, count in figures.items() if name.startswith("missed_")}
     assert missed["missed_pan_0_60"] + missed["missed_pan_75_90"] == figures["missed"] == figures["faces"] > 0
@@ -675,8 +676,16 @@ def test_how_a_person_sat_and_turned_can_be_taken_out(tmp_path: Path) -> None:
         return [Found(0.9, np.zeros(4), angles=geometry.matrix_to_angles(turns @ nods))]
 
     figures = evaluate_pointing04(detect, tmp_path)
+    off_zero = (1 + 1 + 0 + 1 + 1 + 11.2 + 12.8 + 0 + 12.8 + 11.2 + 9 + 9) / 12  # zeros of 6, 0 and 0
+    assert figures["own_zero_mae_pan_0_60"] == pytest.approx(off_zero)
     assert figures["mae_pan_0_60"] == pytest.approx((7 + 5 + 6 + 5 + 7 + 11.2 + 12.8 + 0 + 12.8 + 11.2 + 9 + 9) / 12)
     assert figures["own_line_mae_pan_0_60"] == pytest.approx((1 + 1 + 0 + 1 + 1 + 1 + 1 + 0 + 1 + 1) / 10)
+
+
+@pytest.mark.parametrize("slope", [0.0, -2.0])
+def test_pans_that_do_not_rise_have_no_own_line(slope: float) -> None:
+    pans = np.array([-30.0, 0, 30, 60])
+    assert np.isnan(off_own_line(pans, slope * pans - pans)).all()
 
 
 def test_a_table_without_640_takes_the_next_size() -> None:

@@ -363,15 +363,16 @@ def test_backdrop_faces_behind_the_picture_are_dropped_or_ignored() -> None:
     np.testing.assert_array_equal(left.ignore, [False, True, False])
 
 
-@pytest.mark.parametrize("pitch", [0.0, 5.0, -40.0, 60.0])
+@pytest.mark.parametrize("pitch", [0.0, 5.0, -40.0, 60.0, 120.0])
 def test_a_label_looks_half_way_to_its_pan(pitch: float) -> None:
     face = {"box": [1, 2, 30, 40], "angles": [pitch, 36.0, 2.0], "spread": 0}
-    labels = (None, "face", {"pan": 45}, {"tilt": 15, "pan": 45}, {"tilt": -60, "pan": -90})
+    labels = (None, "face", {"tilt": 15}, {"pan": 45}, {"tilt": -60, "pan": -90})
     angles = geometry.matrix_to_angles(np.array([parse_faces([face | {"label": label}]).local[0] for label in labels]))
     np.testing.assert_allclose(angles[:, [0, 2]], [[pitch, 2.0]] * 5, atol=1e-9)
     pans = geometry.angles_to_pan(angles)
     unchanged = geometry.angles_to_pan(np.array([pitch, 36.0, 2.0]))
-    np.testing.assert_allclose(pans, [*[unchanged] * 3, (unchanged + 45) / 2, (unchanged - 90) / 2], atol=1e-9)
+    half_way = [unchanged] * 2 if pitch > 90 else [(unchanged + 45) / 2, (unchanged - 90) / 2]
+    np.testing.assert_allclose(pans, [*[unchanged] * 3, *half_way], atol=1e-9)
     without = parse_faces([{"box": [1, 2, 30, 40], "label": {"tilt": 0, "pan": 45}}])
     np.testing.assert_array_equal(without.local[0], np.eye(3))
 

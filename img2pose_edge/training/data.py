@@ -78,14 +78,14 @@ MOST_SPREAD = 18.0
 
 def blend_pan(face: dict[str, Any]) -> np.ndarray:
     """Pitch, yaw, roll of a labelled face; where it looks about the vertical (``geometry.angles_to_pan``) half way to
-    the ``pan`` that its ``label`` says the person was told to turn by.
+    the ``pan`` that its ``label`` says the person was told to turn by, unless the head is beyond upright.
 
     Estimators that label photographs are off Pointing'04's pan by 5 degrees on average, and mostly short of it at 45:
     what they agree in is not all true; nor is where a person turned who was told to look at a mark.
     """
     pitch, yaw, roll = np.asarray(face["angles"], float)
     label = face.get("label")
-    if isinstance(label, dict) and {"tilt", "pan"} <= label.keys():
+    if isinstance(label, dict) and "pan" in label and abs(pitch) < 90:
         pan = np.radians(geometry.angles_to_pan(np.array([pitch, yaw, roll])) + label["pan"]) / 2
         yaw = np.degrees(np.arctan2(np.sin(pan) * np.cos(np.radians(pitch)), np.cos(pan)))
     return np.array([pitch, yaw, roll])
