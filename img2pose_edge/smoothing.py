@@ -33,11 +33,12 @@ FROM_RAY = np.concatenate([BACK[:, :4], BACK[:, 8:12], -BACK[:, 4:8]], axis=1) /
 # Which of a step's numbers make one speed: three of the rotation, two sideways, one of depth.
 GROUPS = np.array([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1.0]])
 SHARED = np.ascontiguousarray(GROUPS.T)
+AGAINST = -GROUPS
 ONES = np.ones(3)
 TINY = 1e-100  # keeps the direction of a turn by 0 finite
-NOISE_SHARES = np.array([[2.5], [3.5], [5.0]])
-"""How many times the squared speed that noise feigns on average does not count as motion: of rotation, sideways and
-depth, as squares of fewer numbers scatter more."""
+FEIGNED = 2 * np.array([[2.5], [3.5], [5.0]])
+"""Taken off the squared speeds of rotation, sideways motion and depth, in variances of the noise over
+``(T + dt) (2 T + dt)``: the 2 that noise feigns on average, 2.5 to 5 times, as squares of fewer numbers scatter more."""
 NOISE_TIME = 0.5
 """Seconds, time constant of the noise."""
 MOST_NOISE = 0.005
@@ -130,7 +131,7 @@ class PoseFilter:
     Noise feigns speed, and more of it of a small or blurred face. What noise moves it moves back: of white noise of
     variance ``s²`` one step between measurements times the next is ``-s²`` on average, whereas steps of a motion go the
     same way; and the square of the filtered speed is ``2 s² / ((T + dt) (2 T + dt))``, where ``T`` is the time constant
-    of its filter. That, times :data:`NOISE_SHARES`, is taken off it (the original filter takes nothing off).
+    of its filter. A multiple of that, :data:`FEIGNED`, is taken off it (the original filter takes nothing off).
 
     Attributes:
         born, seen: (M,) seconds, when each was first and last measured.
@@ -188,9 +189,9 @@ class PoseFilter:
         speed = speed + (moved - speed * interval) / slow
         # The noise up to the last measurement: what is new in this one may be a motion that begins.
         noise = self.noise[:, which]
-        feigned = noise * (2 * NOISE_SHARES / (slow * (slow + self._speed_time)))
+        feigned = noise * (FEIGNED / (slow * (slow + self._speed_time)))
         lengths = np.sqrt(np.maximum(GROUPS.dot(speed * speed) - feigned, 0))
-        back = np.minimum(GROUPS.dot(-self.moved[:, which] * moved), MOST_NOISE)
+        back = np.minimum(AGAINST.dot(self.moved[:, which] * moved), MOST_NOISE)
         self.noise[:, which] = np.maximum(noise + (back - noise) * (interval / (interval + NOISE_TIME)), 0)
         lengths[1] *= np.exp(states[6])  # sideways, x/z and y/z to face units
         # The first value, which may be far off, weighs no more than those that follow.

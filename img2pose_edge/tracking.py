@@ -150,7 +150,7 @@ class PoseTracker:
             self._camera = faces[0].intrinsics
         # Frames may be further apart than patience: a face of the last one is not lost.
         alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
-        if not alive.all():
+        if not all(alive.tolist()):
             self._filter.keep(alive)
             self._boxes = self._boxes[:, alive]
             self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
@@ -180,7 +180,7 @@ class PoseTracker:
             self._boxes[:, continued] = boxes[:, seen]
             self._filter.update(continued, states[:, seen], time)
         known = set(columns)
-        begun = [k for k, begins in enumerate(sure) if begins and k not in known]
+        begun = [k for k in range(len(faces)) if sure[k] and k not in known] if len(known) < len(faces) else []
         if begun:
             self._filter.add(states[:, begun], time)
             self._boxes = np.concatenate([self._boxes, boxes[:, begun]], axis=1)
@@ -190,7 +190,7 @@ class PoseTracker:
     def _camera_boxes(self, faces: Sequence[Face]) -> np.ndarray:
         """(4, N) boxes at depth 1 of the camera frame, where pictures of any size and zoom agree."""
         camera = self._camera
-        corners = np.array([face.box for face in faces]).T.reshape(2, 2, -1)
+        corners = np.concatenate([face.box for face in faces]).reshape(-1, 4).T.reshape(2, 2, -1)
         return ((corners - camera[:2, 2:]) / camera.diagonal()[:2, None]).reshape(4, -1)
 
     def _match(
@@ -205,14 +205,13 @@ class PoseTracker:
         expected = self._filter.expected_boxes(self._boxes, moment)
         alike = self._filter.measured[:4].T.dot(states[:4]) ** 2
         similarity = pairwise_iou(expected.T, boxes.T) * alike
-        recent = (self._filter.seen == self._time)[:, None]
         may = similarity >= SURE_SIMILARITY
         if not all(are_sure):
-            may &= sure | (recent & (similarity >= UNSURE_SIMILARITY))
+            may &= sure | (self._recent() & (similarity >= UNSURE_SIMILARITY))
         pairs = match_greedily(similarity, may, ~sure)
         if len(pairs) < min(similarity.shape):
             # A camera that is swung round moves faces by more than their size, before their speed is known.
-            left = sure & recent
+            left = sure & self._recent()
             for row, column in pairs:
                 left[row] = left[:, column] = False
             if left.any():
@@ -220,6 +219,10 @@ class PoseTracker:
                 pairs += match_greedily(similarity, left & (similarity >= SURE_SIMILARITY), ~sure)
         pairs.sort()
         return [row for row, _ in pairs], [column for _, column in pairs]
+
+    def _recent(self) -> np.ndarray:
+        """(M, 1) bool, tracks that were in the last frame."""
+        return (self._filter.seen == self._time)[:, None]
 
     def _result(self, time: float, predicted: bool) -> list[TrackedFace]:
         unseen, age = (time - self._filter.seen).tolist(), (time - self._filter.born).tolist()
