@@ -817,11 +817,16 @@ def test_a_file_on_the_web_gives_every_frame(web: str) -> None:
 
 def test_a_web_camera_gives_the_newest_frame_and_is_told_when_it_breaks_off(web: str) -> None:
     seen = []
-    with Source(f"{web}/stream.mjpg") as source, pytest.raises(OSError, match=r"stream\.mjpg"):
-        assert source.live
+
+    def watch(source: Source) -> None:
         for frame in source:
             seen.append(frame.index)
             time.sleep(0.1)
+
+    with Source(f"{web}/stream.mjpg") as source:
+        assert source.live
+        with pytest.raises(OSError, match=r"stream\.mjpg"):
+            watch(source)
     assert 2 < len(seen) < 60
     assert seen == sorted(set(seen))
 
