@@ -61,9 +61,9 @@ class PoseTracker:
     **Identity** follows ByteTrack's two thresholds (Zhang et al., ECCV 2022): sure faces continue the tracks they
     resemble most, then unsure ones may continue tracks seen in the last frame, and only sure faces begin new tracks.
     The similarity of a face to a track is the overlap (IoU) of its box and the track's last one, moved on and resized
-    at constant velocity, times ``cos²`` of half the angle between the rotations. The most similar pair is matched
-    first, then the next of those left (greedy, not the best sum of all); at last sure faces and tracks of the last
-    frame that are still alone, by boxes of twice the size.
+    at constant velocity, times ``cos²`` of half the angle between the rotations as last measured. The most similar pair
+    is matched first, then the next of those left (greedy, not the best sum of all); at last sure faces and tracks of
+    the last frame that are still alone, by boxes of twice the size.
 
     **Smoothing** is a One Euro filter on SE(3) that tells noise from motion: see :mod:`img2pose_edge.smoothing`.
 
