@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 
-.PHONY: demo test lint bench benchmark evaluate docs figures animation dist clean test-arm64 test-pythons
+.PHONY: demo test lint bench benchmark evaluate docs figures animation live-picture dist clean test-arm64 test-pythons
 
 demo: .venv/.demo
 	$(BIN)/img2pose-edge demo --out demo.png
@@ -51,6 +51,10 @@ animation: .venv/.dev
 	for clip in $(CLIPS); do \
 		$(BIN)/img2pose-edge video $(DATA)/eval/video/$$clip.gif --smooth --out .cache/$$clip.mp4 || exit 1; done
 	$(BIN)/python docs/tools/animation.py $(CLIPS:%=.cache/%.mp4) --out docs/head-pose.webp
+
+# Needs Chromium and Playwright.
+live-picture: .venv/.dev
+	$(BIN)/python docs/tools/live_page.py $(DATA)/eval/video/head-pose-face-detection-female-and-male.gif --out docs/live.webp
 
 # The wheel is built from the source distribution: what one has the other has.
 dist: .venv/.dev

@@ -18,7 +18,7 @@ from img2pose_edge.benchmarks.accuracy import wider_records
 from img2pose_edge.benchmarks.bench import load_before, machine
 from img2pose_edge.benchmarks.fast_path import FastComparison
 from img2pose_edge.benchmarks.figures import markdown, was_busy
-from img2pose_edge.benchmarks.motion import TURN_SPEED, Motion, Scene, motions
+from img2pose_edge.benchmarks.motion import TURN_SPEED, Motion, Scene, motions, still
 from img2pose_edge.benchmarks.steadiness import (
     Trace,
     clip_jitter,
@@ -42,6 +42,7 @@ from img2pose_edge.files import write_file
 from img2pose_edge.manifest import default_model
 from img2pose_edge.preprocess import load_image
 from img2pose_edge.progress import track
+from img2pose_edge.tracking import PoseTracker
 from img2pose_edge.video import Source
 
 try:
@@ -53,6 +54,8 @@ EVERY = (5, 30)
 """Frames from one whole frame to the next, of the fast path."""
 SMALLEST, MOST_FACES = 70.0, 6
 """Photographs to move over: all their faces at least so high, pixels at a width of 640, and no more of them."""
+HELD = 2
+"""Frames of each clip that a camera at rest looks at."""
 FAST_MOTIONS = ("pan", "sway")
 """In which the fast path is measured."""
 TITLES = {
@@ -137,8 +140,10 @@ def run_video_bench(data: Path, pictures: int = 6, model: str | None = None, thr
         "models": {name: one.model.manifest["name"] for name, one in detectors.items()},
         "sha256": {one.model.path.name: one.model.manifest["sha256"] for one in detectors.values()},
         "threads": threads,
+        "smoothing": PoseTracker().smoothing,
         "photographs": list(scenes),
         "rendered": {name: summarize(name, traces) for name, traces in rendered.items()},
+        "held": summarize("still", measure_held(detector, clips)),
         "clips": watched,
         "tracker": time_tracker(detector),
         "fast": {"clips": seen, "rendered": moving},
@@ -159,6 +164,20 @@ def measure_rendered(detectors: dict[str, PoseDetector], scenes: Sequence[Scene]
                 for comparison in fast.values():
                     comparison.add((images, motion.times.tolist(), list(motion.cameras)))
     return traced, {name: comparison.summary() for name, comparison in fast.items()}
+
+
+def measure_held(detector: PoseDetector, clips: Sequence[Path]) -> list[tuple[Motion, Trace]]:
+    """Frames of the clips, evenly spread, held before a camera at rest: their people are still for certain then."""
+    traced, motion = [], still()
+    for path in track(clips, "holding frames of clips"):
+        with Source(path) as source:
+            frames = list(source)
+        for seed, number in enumerate(np.linspace(0, len(frames) - 1, HELD + 2).round().astype(int)[1:-1]):
+            scene = open_scene(detector, frames[number].image)
+            if scene:
+                images = list(scene.frames(motion, seed))
+                traced += [(motion, trace) for trace in follow(detector, scene, motion, images)]
+    return traced
 
 
 def measure_clips(
@@ -259,12 +278,11 @@ def both(figures: dict[str, Any], key: str, digits: int) -> str:
 def tables(document: dict[str, Any]) -> str:
     """Everything measured, as Markdown."""
     rendered, clips = document["rendered"], document["clips"]
-    still = rendered["still"]
-    rest = [["still camera: RMS, median / worst face", "raw", "smoothed", "times less"]]
-    for unit, title in (("deg", "rotation, degrees"), ("px", "sides of the box, pixels")):
-        rest.append(
-            [title, *(both(still, f"{k}_{unit}", 2) for k in ("raw", "smooth")), both(still, f"times_{unit}", 1)]
-        )
+    rest = [["still camera: RMS, median / worst face", "faces", "raw", "smoothed", "times less"]]
+    for what, found in (("photographs", rendered["still"]), ("frames of the clips", document["held"])):
+        for unit, title in (("deg", "rotation, degrees"), ("px", "sides of the box, pixels")):
+            cells = [*(both(found, f"{k}_{unit}", 2) for k in ("raw", "smooth")), both(found, f"times_{unit}", 1)]
+            rest.append([f"{what}: {title}", str(found["faces"]), *cells])
     moving = [["moving camera, median / worst face", "faces", "smoothed behind raw, ms", "raw behind the truth, ms"]]
     moving[0] += ["smoothed behind the truth, ms", "raw off, degrees RMS", "smoothed off", "switches"]
     for name, title in TITLES.items():
@@ -304,8 +322,7 @@ def tables(document: dict[str, Any]) -> str:
     load = where.get("load_before", 0.0)
     measured = (
         f"{document['date'][:10]}, {where['processor']}, {threads} thread{'s' * (threads > 1)}, load {load} before; "
-        f"{names}; {len(document['photographs'])} photographs of the WIDER FACE subset, {still['faces']} faces; "
-        f"{len(clips)} clips."
+        f"{names}; {len(document['photographs'])} photographs of the WIDER FACE subset; {len(clips)} clips."
     )
     if was_busy(where):
         measured += " The machine was busy with other work: times but the CPU's are too long."

@@ -110,7 +110,7 @@ def record(
                 frames += 1
         except KeyboardInterrupt:
             return Recorded(frames, found, True)
-        except (ValueError, OSError):
+        except Exception:  # of engines, codecs and receivers, too
             if outputs and paths:
                 logger.warning("%s: broken off after %d frames", ", ".join(map(str, paths)), frames)
             raise

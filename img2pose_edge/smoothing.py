@@ -38,7 +38,7 @@ ONES = np.ones(3)
 TINY = 1e-100  # keeps the direction of a turn by 0 finite
 FEIGNED = 2 * np.array([[2.5], [3.5], [5.0]])
 """Taken off the squared speeds of rotation, sideways motion and depth, in variances of the noise over
-``(T + dt) (2 T + dt)``: the 2 that noise feigns on average, 2.5 to 5 times, as squares of fewer numbers scatter more."""
+``(T + dt) (2 T + dt)``: the 2 that noise feigns on average, 2.5 to 5 times, as few numbers' squares scatter more."""
 NOISE_TIME = 0.5
 """Seconds, time constant of the noise."""
 MOST_NOISE = 0.005

@@ -61,11 +61,11 @@ class PoseTracker:
     **Identity** follows ByteTrack's two thresholds (Zhang et al., ECCV 2022): sure faces continue the tracks they
     resemble most, then unsure ones may continue tracks seen in the last frame, and only sure faces begin new tracks.
     The similarity of a face to a track is the overlap (IoU) of its box and the track's last one, moved on and resized
-    at constant velocity, times ``cos²`` of half the angle between the rotations. The most similar pair is matched
-    first, then the next of those left (greedy, not the best sum of all); at last sure faces and tracks of the last
-    frame that are still alone, by boxes of twice the size.
+    at constant velocity, times ``cos²`` of half the angle between the rotations as last measured. The most similar pair
+    is matched first, then the next of those left (greedy, not the best sum of all); at last sure faces and tracks of
+    the last frame that are still alone, by boxes of twice the size.
 
-    **Smoothing** is a One Euro filter on SE(3): see :mod:`img2pose_edge.smoothing`.
+    **Smoothing** is a One Euro filter on SE(3) that tells noise from motion: see :mod:`img2pose_edge.smoothing`.
 
     Both work in the camera frame, so that intrinsics and image size may change between frames as long as they tell
     of the same camera (a resize, a zoom with known focal length); at a cut, call :meth:`reset`. Not for use by
@@ -107,7 +107,7 @@ class PoseTracker:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
         self.sure_score, self.patience = sure_score, patience
-        self._settings = min_cutoff, speed_slope, speed_cutoff
+        self.smoothing = {"min_cutoff": min_cutoff, "speed_slope": speed_slope, "speed_cutoff": speed_cutoff}
         self._next_id = 0
         self.reset()
 
@@ -118,7 +118,7 @@ class PoseTracker:
 
     def reset(self, *, ids_go_on: bool = False) -> None:
         """Forget all faces and the time; ids start again at 0, or go on where they were."""
-        self._filter = PoseFilter(*self._settings)
+        self._filter = PoseFilter(**self.smoothing)
         self._tracks: list[Track] = []
         self._boxes = np.empty((4, 0))  # of their raw faces, at depth 1 of the camera frame
         self._time = -math.inf

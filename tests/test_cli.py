@@ -23,6 +23,7 @@ from img2pose_edge.commands.images import find_images, write_picture
 from img2pose_edge.files import check_writable, write_file
 from img2pose_edge.manifest import MODELS
 from img2pose_edge.preprocess import load_image
+from img2pose_edge.rows import read_rows
 
 
 @pytest.fixture
@@ -270,6 +271,29 @@ def test_results_as_a_coco_data_set(folder: Path, tmp_path: Path, capsys: pytest
     ):
         assert main(["detect", str(folder), "--coco", *more]) == 1
         assert words in capsys.readouterr().err
+
+
+def test_results_as_tables(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, lines, out = tmp_path / "faces.csv", tmp_path / "faces.jsonl", tmp_path / "faces.json"
+    arguments = ["detect", str(folder), "--csv", str(table), "--jsonl", str(lines), "--json", str(out)]
+    assert main(arguments) == 0
+    rows = read_rows(table)
+    assert rows == read_rows(lines)
+    told = [(image["image"], face) for image in json.loads(out.read_text()) for face in image["faces"]]
+    assert [row["image"] for row in rows] == [image for image, _ in told]
+    for row, (_, face) in zip(rows, told, strict=True):
+        for name, digit in (("score", 1e-4), ("yaw", 1e-3)):
+            assert row[name] == pytest.approx(face[name], abs=digit)
+        assert (row["frame"], row["time"], row["id"]) == (None, None, None)
+    before = table.read_bytes()
+    for more, words in (
+        (["--csv", str(tmp_path / "faces.txt")], "ends in .csv"),
+        (["--csv", str(table), "--coco", str(table)], "--coco and --csv would both write"),
+        (["--csv", str(table), "--model", "none-such"], "none-such"),
+    ):
+        assert main(["detect", str(folder), *more]) == 1
+        assert words in capsys.readouterr().err
+    assert table.read_bytes() == before
 
 
 def test_detections_before_an_interruption_are_kept(

@@ -202,7 +202,7 @@ def test_python_blocks_run(name: str, reader: socket.socket, capsys: pytest.Capt
     left = run_blocks(ROOT / name)
     if name in ("docs/raspberry-pi.md", "docs/jetson.md"):
         assert capsys.readouterr().out.count("pitch") >= 3  # faces of the camera's frames
-    if name == "docs/opentrack.md":
+    if name in ("docs/opentrack.md", "docs/raspberry-pi.md"):
         assert len(reader.recv(4096)) == 6 * 8
     if name == "docs/calibration.md":
         assert len(left["seen"]) == 10
@@ -220,6 +220,15 @@ def test_all_addresses_of_the_live_server_are_told() -> None:
     page = (ROOT / "docs/reference/live.md").read_text()
     told = set(re.findall(r"`(GET|POST) (/\w+)`", page))
     assert told == {(method.upper(), path) for path, methods in known.items() for method in methods}
+
+
+def test_the_pages_are_built_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert (tmp_path / "site/reference/video/index.html").is_file()
 
 
 # --- commands ------------------------------------------------------------------------------------

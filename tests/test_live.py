@@ -660,6 +660,17 @@ def test_the_api_is_written_down(client: TestClient) -> None:
         assert {m.upper() for m in methods} == routes[path] - {"HEAD"}
 
 
+def test_answers_hold_what_the_api_says(client: TestClient, photo: bytes) -> None:
+    told = client.get("/openapi.json").json()["components"]["schemas"]
+    schemas = {name: set(schema["properties"]) for name, schema in told.items()}
+    answer = client.post("/detect", content=photo).json()
+    assert schemas["Detection"] - {"calibrated", "note"} <= set(answer) <= schemas["Detection"]
+    (face,) = answer["faces"]
+    assert schemas["Face"] - {"id", "seen"} <= set(face) <= schemas["Face"]
+    assert set(client.get("/settings").json()) <= schemas["Choice"]
+    assert set(client.post("/detect", content=b"none").json()) == schemas["Error"]
+
+
 def test_examples_of_the_api_work(clip: Path, photo: bytes, tmp_path: Path) -> None:
     paths = json.loads((server.STATIC / "openapi.json").read_text())["paths"]
     examples = {(path, verb): told["x-example"] for path, verbs in paths.items() for verb, told in verbs.items()}

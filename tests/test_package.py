@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -88,6 +89,15 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
         "img2pose_edge/models/edge-n.onnx",
         "img2pose_edge/live/static/index.html",
     } < found
+
+
+def test_three_is_npms() -> None:
+    vendor = ROOT / "img2pose_edge/live/static/vendor"
+    told = (vendor / "README.md").read_text()
+    script = (vendor / "three.module.min.js").read_bytes()
+    assert hashlib.sha256(script).hexdigest() in told
+    (version,) = re.findall(r"npm `three` 0\.(\d+)\.0", told)
+    assert f'"{version}"'.encode() in script
 
 
 def test_its_description_is_what_an_index_takes(built: Path) -> None:

@@ -17,6 +17,7 @@ from img2pose_edge.benchmarks.steadiness import (
     clip_jitter,
     clip_switches,
     follow,
+    follow_clip,
     jitter,
     lag,
     shake,
@@ -30,6 +31,7 @@ from img2pose_edge import PoseDetector, PoseTracker, geometry
 from img2pose_edge.cli import main
 from img2pose_edge.detector import make_faces
 from img2pose_edge.tracking import TrackedFace
+from img2pose_edge.video import Source
 
 FRAME = 1 / RATE
 
@@ -103,7 +105,8 @@ def test_a_turn_of_90_degrees_a_second_is_followed_in_60_ms(detector: PoseDetect
     raw, smooth = turned_angles(trace, motion)
     true = motion.angles - motion.angles[0]
     assert np.abs(raw - true).max() < 15, "the network sees the turn"
-    assert 1 < lag(smooth, raw, motion) < 60
+    assert 1 < lag(smooth, raw, motion) < 40
+    assert lag(smooth, true * raw[-1] / true[-1], motion) < 60
     assert switches(trace.ids) == 0
 
 
@@ -117,8 +120,8 @@ def test_a_swaying_camera_is_told_from_a_turning_face(detector: PoseDetector, sc
 def test_a_tracker_takes_a_fraction_of_a_millisecond(detector: PoseDetector) -> None:
     spent = [steadiness.time_tracker(detector, rounds=5, calls=40) for _ in range(3)]
     assert spent[0]["faces"] == 10
-    # 0.28 ms on an idle core (docs/video.md; wanted is 0.2); on a shared one the same takes twice as long.
-    assert min(s["alone_ms"] for s in spent) < 0.6
+    # docs/video.md has 0.2 ms of an idle core, which is what is wanted; a shared one takes up to twice as long.
+    assert min(s["alone_ms"] for s in spent) < 0.5
 
 
 def test_shaking_is_what_is_new_in_each_frame() -> None:
@@ -219,6 +222,31 @@ def document() -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
+def test_what_is_published_is_of_this_filter_and_reaches_its_bars(document: dict[str, Any]) -> None:
+    assert document["smoothing"] == PoseTracker().smoothing
+    for still_faces in (document["rendered"]["still"], document["held"]):
+        assert still_faces["faces"] >= 6
+        assert min(still_faces["times_deg"]["worst"], still_faces["times_px"]["worst"]) >= 4
+    for name in ("pan", "roll"):
+        figures = document["rendered"][name]
+        assert figures["lag_ms"]["worst"] < 60
+        assert figures["late_ms"]["median"] < 60
+    assert sum(part["switches"] for part in (*document["rendered"].values(), *document["clips"])) == 0
+    assert document["tracker"]["alone_ms"] < 0.21
+
+
+@pytest.mark.parametrize(
+    ("clip", "people"),
+    [("head-pose-face-detection-male", 1), ("head-pose-face-detection-female-and-male", 2), ("classroom", 4)],
+)
+def test_people_of_a_clip_keep_their_ids(detector: PoseDetector, clip: str, people: int) -> None:
+    with Source(shared(f"data/eval/video/{clip}.gif")) as source:
+        frames = list(source)
+    tracked = follow_clip(detector, frames)
+    assert clip_switches(tracked, np.array([frame.time for frame in frames])) == 0
+    assert len({face.id for found in tracked for face in found}) == people
+
+
 def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path, document: dict[str, Any]) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Before\n\n{BEGIN}\nold figures\n{END}\n\nAfter\n")
@@ -260,6 +288,8 @@ def test_the_command_measures_and_writes_a_page(tmp_path: Path, astronaut: np.nd
     still, pan = found["rendered"]["still"], found["rendered"]["pan"]
     assert still["smooth_deg"]["worst"] < still["raw_deg"]["worst"] / 4
     assert 0 < pan["lag_ms"]["worst"] < 60
+    assert found["held"]["faces"] == 2
+    assert found["held"]["times_deg"]["worst"] > 4
     assert (found["clips"][0]["frames"], found["clips"][0]["lasting"], found["clips"][0]["switches"]) == (12, 1, 0)
     assert found["tracker"]["faces"] == 10
     for where, count in (("clips", 12), ("rendered", 138)):

@@ -115,7 +115,7 @@ def test_still_faces_are_steady_at_uneven_times() -> None:
 
 def smooth_rotvecs(rotvecs: np.ndarray, times: np.ndarray) -> np.ndarray:
     """(T, 3, N) rotation vectors of N faces at (T,) seconds, filtered as the tracker does by default."""
-    filter_, smooth = PoseFilter(*PoseTracker()._settings), []
+    filter_, smooth = PoseFilter(**PoseTracker().smoothing), []
     for k, (turned, time) in enumerate(zip(rotvecs, times.tolist(), strict=True)):
         states = np.concatenate([quaternion_from_rotvec(turned), np.zeros_like(turned)])
         if k == 0:

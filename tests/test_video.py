@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -712,6 +714,121 @@ def test_a_video_that_was_cut_off_is_told(people: Path, tmp_path: Path, capsys: 
     mp4.write_bytes(whole[: len(whole) // 2])
     assert main(["video", str(mp4), "--csv", str(tmp_path / "a.csv"), "--threads", "1"]) == 1
     assert "of 60 frames: it is damaged, or was cut off" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_a_video_that_plays(tmp_path: Path, astronaut: np.ndarray) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(80):
+        noisy = astronaut[:320, :320] // 2 + np.random.default_rng(number).integers(0, 99, (320, 320, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{number:02}.png"), noisy)
+    out, table = tmp_path / "out.mp4", tmp_path / "out.csv"
+    code = """
+import resource, sys
+from img2pose_edge.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["video", str(folder), "--out", str(out), "--csv", str(table), "--threads", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search("No space left|too large", done.stderr), done.stderr
+    assert out.stat().st_size <= 600_000
+    shown = len(times(out))
+    assert 5 < shown < 80
+    assert [row["frame"] for row in read_rows(table)] == list(range(len(read_rows(table))))
+    assert len(read_rows(table)) >= shown
+
+
+def test_a_damaged_image_among_others_ends_the_video_before_it(
+    tmp_path: Path, astronaut: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{number}.png"), astronaut[:320, :320])
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:200])
+    out, table = tmp_path / "out.mp4", tmp_path / "out.csv"
+    assert main(["video", str(folder), "--out", str(out), "--csv", str(table), "--threads", "1"]) == 1
+    assert "2.png" in capsys.readouterr().err
+    assert [row["frame"] for row in read_rows(table)] == [0, 1]
+    assert len(times(out)) == 2
+
+
+def test_damage_in_the_middle_of_a_video_costs_what_lies_there(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bytearray(people.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 400] = bytes(400)
+    damaged, out, table = tmp_path / "damaged.mp4", tmp_path / "out.mp4", tmp_path / "out.csv"
+    damaged.write_bytes(data)
+    code = main(["video", str(damaged), "--out", str(out), "--csv", str(table), "--threads", "1"])
+    frames = [row["frame"] for row in read_rows(table)]
+    assert frames == sorted(set(frames))
+    assert len(frames) >= 4
+    assert len(times(out)) >= len(frames)
+    assert code == 0 or "error" in capsys.readouterr().err
+
+
+class WebCamera(http.server.BaseHTTPRequestHandler):
+    """Serves a file, and a stream of JPEGs that breaks off."""
+
+    file = Path()
+    pictures: tuple[bytes, ...] = ()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/clip.mp4":
+            data = self.file.read_bytes()
+            self.send_header("Content-Type", "video/mp4")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            return
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        with suppress(OSError):
+            for picture in self.pictures:
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+                self.wfile.write(head.encode() + picture + b"\r\n")
+                time.sleep(0.02)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(clip: Path) -> Iterator[str]:
+    WebCamera.file = clip
+    WebCamera.pictures = tuple(cv2.imencode(".jpg", numbered(number % 30))[1].tobytes() for number in range(90))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), WebCamera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_file_on_the_web_gives_every_frame(web: str) -> None:
+    with Source(f"{web}/clip.mp4") as source:
+        assert not source.live
+        assert [number_of(frame.image) for frame in source] == list(range(30))
+
+
+def test_a_web_camera_gives_the_newest_frame_and_is_told_when_it_breaks_off(web: str) -> None:
+    seen = []
+
+    def watch(source: Source) -> None:
+        for frame in source:
+            seen.append(frame.index)
+            time.sleep(0.1)
+
+    with Source(f"{web}/stream.mjpg") as source:
+        assert source.live
+        with pytest.raises(OSError, match=r"stream\.mjpg"):
+            watch(source)
+    assert 2 < len(seen) < 60
+    assert seen == sorted(set(seen))
 
 
 def test_a_camera_that_is_pulled_out_is_told(

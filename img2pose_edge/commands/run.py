@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ def table(faces: Sequence[Face]) -> str:
     return "\n".join(lines)
 
 
+def table_files(options: argparse.Namespace) -> list[Path]:
+    """Of ``--csv`` and ``--jsonl``, those that are wanted."""
+    for path, suffix in ((options.csv, ".csv"), (options.jsonl, ".jsonl")):
+        if path and path.suffix.lower() != suffix:
+            raise ValueError(f"--{suffix[1:]} writes a file that ends in {suffix}, got {path}")
+    return [path for path in (options.csv, options.jsonl) if path]
+
+
 def drawn_path(source: Path, out: Path, alone: bool) -> Path:
     """Where the drawing of ``source`` goes: ``out`` itself for one image, else a file in folder ``out``."""
     return out if alone and out.suffix.lower() in IMAGE_SUFFIXES else out / f"{source.stem}.png"
@@ -65,7 +73,9 @@ def detect(options: argparse.Namespace) -> int:
     from img2pose_edge.calibration import read_calibration
     from img2pose_edge.coco import write_coco
     from img2pose_edge.look import look
+    from img2pose_edge.rows import RowWriter
 
+    tables = table_files(options)
     paths = find_images(options.paths, options.draw)  # drawings of last time are no photographs
     alone = len(paths) == 1
     if options.draw and not alone and options.draw.suffix.lower() in IMAGE_SUFFIXES:
@@ -77,13 +87,17 @@ def detect(options: argparse.Namespace) -> int:
         for target in (drawn_path(path, options.draw, alone) for path in paths):
             if target.exists() and real(target) not in sources:
                 raise ValueError(f"--draw would replace {target}, perhaps a photograph: name another folder")
-    for name, file in (("--json", options.json), ("--coco", options.coco)):
+    outputs = {"--json": options.json, "--coco": options.coco, "--csv": options.csv, "--jsonl": options.jsonl}
+    for name, file in outputs.items():
         if file and (file.suffix.lower() in IMAGE_SUFFIXES or real(file) in sources):
             raise ValueError(f"{name} {file} is a picture, which results would replace: name another file")
     if options.coco and str(options.coco) == "-":
         raise ValueError("--coco writes a file, not to the terminal: name one")
-    if options.coco and options.json and real(options.coco) == real(options.json):
-        raise ValueError(f"--json and --coco would both write {options.coco}: name two files")
+    written: dict[Path, str] = {}
+    for name, file in outputs.items():
+        other = written.setdefault(real(file), name) if file else name
+        if other != name:
+            raise ValueError(f"{other} and {name} would both write {file}: name two files")
     if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
         check_picture_suffix(options.draw)
     if options.json and str(options.json) != "-":
@@ -93,10 +107,14 @@ def detect(options: argparse.Namespace) -> int:
     if str(options.json) == "-" and sys.stdout is None:
         raise OSError("--json -: standard output is closed")
     detector = detector_from(options)
-    check_replaces((options.json, options.coco), detector.model.path, options.calibration)
+    check_replaces(outputs.values(), detector.model.path, options.calibration)
     calibration = read_calibration(options.calibration) if options.calibration else None
     results, pictured, bad, taken, done = [], [], [], sources, False
+    opened = ExitStack()
     try:
+        rows = [opened.enter_context(RowWriter(path, begin=False)) for path in tables]
+        for writer in rows:
+            writer.begin()
         for path in track(paths, "detecting") if not alone else paths:
             try:
                 image = load_image(path)
@@ -109,7 +127,9 @@ def detect(options: argparse.Namespace) -> int:
             faces = looked.faces
             results.append({"image": str(path), "faces": looked.told()})
             pictured.append((str(path), image.shape[1::-1], found))
-            if not (options.json or options.coco):
+            for writer in rows:
+                writer.write(faces, str(path))
+            if not any(outputs.values()):
                 print(f"{path}: {len(faces)} face{'' if len(faces) == 1 else 's'}")
                 if faces:
                     print(table(faces))
@@ -121,6 +141,7 @@ def detect(options: argparse.Namespace) -> int:
                 write_picture(target, draw_faces(image, looked.seen))
         done = True
     finally:  # what was found stays, though the rest is interrupted or cannot be drawn
+        opened.close()
         for line in bad:
             print(f"error: {line}", file=sys.stderr)
         if options.json and (results or done):
@@ -143,9 +164,7 @@ def video(options: argparse.Namespace) -> int:
 
     if not (options.out or options.csv or options.jsonl or options.opentrack or options.osc):
         raise ValueError("nothing to write or send: name --out, --csv, --jsonl, --opentrack or --osc")
-    for path, suffix in ((options.csv, ".csv"), (options.jsonl, ".jsonl")):
-        if path and path.suffix.lower() != suffix:
-            raise ValueError(f"--{suffix[1:]} writes a file that ends in {suffix}, got {path}")
+    rows = table_files(options)
     detector = detector_from(options)
     calibration = read_calibration(options.calibration) if options.calibration else None
     with stopped_as_by_ctrl_c(), open_senders(options.opentrack, options.osc) as send:
@@ -153,7 +172,7 @@ def video(options: argparse.Namespace) -> int:
             Source(options.source, options.rate, options.camera_size),
             detector,
             out=options.out,
-            rows=[path for path in (options.csv, options.jsonl) if path],
+            rows=rows,
             tracker=PoseTracker(sure_score=detector.score_threshold) if options.smooth else None,
             calibration=calibration,
             every=options.every,
@@ -213,6 +232,8 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--draw", type=Path, metavar="OUT", help="annotated picture, or folder for many")
     p.add_argument("--json", type=Path, metavar="OUT", help="results as JSON ('-' prints them)")
     p.add_argument("--coco", type=Path, metavar="OUT", help="results as a COCO data set")
+    p.add_argument("--csv", type=Path, metavar="OUT.csv", help="results as a table, a row for each face")
+    p.add_argument("--jsonl", type=Path, metavar="OUT.jsonl", help="the same as JSON lines")
     add_calibration_option(p)
     add_detector_options(p)
     p.set_defaults(do=detect)
