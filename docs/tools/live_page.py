@@ -22,7 +22,7 @@ def photograph(clip: Path, chromium: str, seconds: float) -> bytes:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page = browser.new_page(viewport={"width": 1280, "height": 706})
         page.goto(address)
         page.wait_for_selector("#faces tr")
         page.wait_for_timeout(1000 * seconds)
