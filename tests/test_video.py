@@ -812,7 +812,9 @@ def web(clip: Path) -> Iterator[str]:
 def test_a_file_on_the_web_gives_every_frame(web: str) -> None:
     with Source(f"{web}/clip.mp4") as source:
         assert not source.live
-        assert [number_of(frame.image) for frame in source] == list(range(30))
+        numbers = [number_of(frame.image) for frame in source]
+    assert len(numbers) == 30
+    assert np.abs(numbers - np.arange(30)).max() <= 1, "but for what compression loses"
 
 
 def test_a_web_camera_gives_the_newest_frame_and_is_told_when_it_breaks_off(web: str) -> None:
@@ -825,7 +827,7 @@ def test_a_web_camera_gives_the_newest_frame_and_is_told_when_it_breaks_off(web:
 
     with Source(f"{web}/stream.mjpg") as source:
         assert source.live
-        with pytest.raises(OSError, match=r"stream\.mjpg"):
+        with pytest.raises(ValueError, match=r"stream\.mjpg gives no more frames"):
             watch(source)
     assert 2 < len(seen) < 60
     assert seen == sorted(set(seen))
