@@ -230,7 +230,7 @@ def test_the_pages_are_built_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
-    assert (tmp_path / "site/reference/video/index.html").is_file()
+    assert (tmp_path / "site/reference/video.html").is_file()
 
 
 # --- commands ------------------------------------------------------------------------------------
