@@ -91,6 +91,11 @@ def test_the_wheel_holds_every_file(wheel: Path) -> None:
     } < found
 
 
+def test_the_wheel_leaves_room_for_what_it_needs(wheel: Path) -> None:
+    """Of 100 MB on arm64 Linux numpy, OpenCV and ONNX Runtime take 76 (docs/raspberry-pi.md)."""
+    assert wheel.stat().st_size < 15e6
+
+
 def test_three_is_npms() -> None:
     vendor = ROOT / "img2pose_edge/live/static/vendor"
     told = (vendor / "README.md").read_text()
