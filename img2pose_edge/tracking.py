@@ -120,6 +120,7 @@ class PoseTracker:
         """Forget all faces and the time; ids start again at 0, or go on where they were."""
         self._filter = PoseFilter(**self.smoothing)
         self._tracks: list[Track] = []
+        self._missing = False  # whether some were not in the last frame
         self._boxes = np.empty((4, 0))  # of their raw faces, at depth 1 of the camera frame
         self._time = -math.inf
         self._next_id = self._next_id if ids_go_on else 0
@@ -148,17 +149,22 @@ class PoseTracker:
         poses = check_faces(faces)
         if faces:
             self._camera = faces[0].intrinsics
-        # Frames may be further apart than patience: a face of the last one is not lost.
-        alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
-        if not all(alive.tolist()):
-            self._filter.keep(alive)
-            self._boxes = self._boxes[:, alive]
-            self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
+        if self._missing:
+            self._forget(time)
         with np.errstate(over="ignore", invalid="ignore"):  # of faces predicted beside the camera
+            self._missing = bool(self._tracks)
             if faces:
                 self._continue_and_begin(faces, pose_to_state(poses.T.copy()), time)
             self._time = time
             return self._result(time, predicted)
+
+    def _forget(self, time: float) -> None:
+        # Frames may be further apart than patience: a face of the last one is not lost.
+        alive = self._filter.seen >= min(time - self.patience, self._time) - 1e-9
+        if not alive.all():
+            self._filter.keep(alive)
+            self._boxes = self._boxes[:, alive]
+            self._tracks = [track for track, stays in zip(self._tracks, alive, strict=True) if stays]
 
     def predict(self, time: float) -> list[TrackedFace]:
         """Where the faces not yet forgotten should be at ``time`` (seconds, not before the last frame), at constant
@@ -176,6 +182,7 @@ class PoseTracker:
             self._tracks[row].raw = faces[column]
         if rows:
             every = len(rows) == len(self._tracks)  # in order then
+            self._missing = not every
             continued, seen = slice(None) if every else np.array(rows), np.array(columns)
             self._boxes[:, continued] = boxes[:, seen]
             self._filter.update(continued, states[:, seen], time)
