@@ -294,6 +294,10 @@ def test_results_as_tables(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         assert main(["detect", str(folder), *more]) == 1
         assert words in capsys.readouterr().err
     assert table.read_bytes() == before
+    new, folder_in_the_way = tmp_path / "new.csv", tmp_path / "folder.jsonl"
+    folder_in_the_way.mkdir()
+    assert main(["detect", str(folder), "--csv", str(new), "--jsonl", str(folder_in_the_way)]) == 1
+    assert not new.exists()
 
 
 def test_detections_before_an_interruption_are_kept(

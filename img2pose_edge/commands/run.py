@@ -100,10 +100,9 @@ def detect(options: argparse.Namespace) -> int:
             raise ValueError(f"{other} and {name} would both write {file}: name two files")
     if options.draw and alone and options.draw.suffix and not options.draw.is_dir():
         check_picture_suffix(options.draw)
-    if options.json and str(options.json) != "-":
-        check_writable(options.json)
-    if options.coco:
-        check_writable(options.coco)
+    for file in outputs.values():  # all, before any is made
+        if file and str(file) != "-":
+            check_writable(file)
     if str(options.json) == "-" and sys.stdout is None:
         raise OSError("--json -: standard output is closed")
     detector = detector_from(options)
